@@ -1,0 +1,95 @@
+"""The only module that replaces a file: a write is complete or has not happened."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mitosis.errors import OutputError
+
+__all__ = ["atomic_write", "dump_json", "make_folder", "sha256", "write_json", "write_text"]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; it takes the name of `path` when the block ends without an error.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written to, or the disk is full. What stood at `path` before is still there.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}). Choose a folder you may write to.") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: writing failed ({error.strerror or error}). Free some space and run again."
+        ) from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` and its parents if need be.
+
+    Raises
+    ------
+    OutputError
+        It cannot be created, or a file stands in its place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file of that name exists" if isinstance(error, FileExistsError) else error.strerror
+        raise OutputError(f"{path}: cannot make this folder ({reason}). Choose another --out.") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: this folder is not writable. Choose another --out.")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 with `\\n` line ends, atomically."""
+    with atomic_write(path) as stream:
+        stream.write(text.encode())
+
+
+def dump_json(value: Any) -> str:
+    """JSON text with a stable layout; NaN and infinity are refused."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    write_text(path, dump_json(value))
+
+
+def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file's content, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            if progress:
+                progress(len(block))
+    return digest.hexdigest()
