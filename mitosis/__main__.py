@@ -1,0 +1,5 @@
+"""``python -m mitosis`` is ``mitosis``."""
+
+from mitosis.cli import main
+
+main()

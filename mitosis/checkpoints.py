@@ -1,0 +1,136 @@
+"""A model on disk: safetensors weights and a JSON card; the state of a training run. Nothing here unpickles objects."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mitosis.config import NetworkConfig
+from mitosis.errors import ModelError
+from mitosis.files import atomic_write, write_json
+from mitosis.unet import UNet
+
+__all__ = ["ModelCard", "load_model", "load_state", "save_model", "save_state"]
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+STATE, PREVIOUS_STATE = "state.pt", "state.previous.pt"
+
+
+class ModelCard(BaseModel):
+    """What must be known of a model to use it, and what should be.
+
+    Attributes
+    ----------
+    weights_sha256 : str
+        Of ``model.safetensors``.
+    mpp : float
+        µm/px the model sees.
+    input : str
+        How an image becomes the network's input.
+    threshold : float
+        Score from which on a candidate counts; chosen on the validation cases.
+    training : dict
+        Cases, settings and the sha256 of the index it learned from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = Field(default=1, le=1)
+    weights_sha256: str = ""
+    network: NetworkConfig
+    classes: tuple[str, ...]
+    mpp: float
+    input: str = "1 - value / 255, RGB"
+    threshold: float
+    validation: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    intended_use: str = "Research use only; not a medical device."
+
+
+def save_model(folder: Path, weights: dict[str, torch.Tensor], card: ModelCard) -> ModelCard:
+    """Write ``model.safetensors`` and ``model.json`` into `folder`; gives the card with the hash of the weights."""
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
+    card = card.model_copy(update={"weights_sha256": hashlib.sha256(content).hexdigest()})
+    with atomic_write(folder / WEIGHTS) as stream:
+        stream.write(content)
+    write_json(folder / CARD, card.model_dump(mode="json"))
+    return card
+
+
+def load_model(path: Path) -> tuple[UNet, ModelCard]:
+    """Read a model from its folder, or from either of its two files.
+
+    Raises
+    ------
+    ModelError
+        A file is missing or damaged, is of a newer format, or the two do not belong together.
+    """
+    folder = path if path.is_dir() else path.parent
+    card = _read_card(folder / CARD)
+    weights_path = folder / WEIGHTS
+    try:
+        content = weights_path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{weights_path}: no weights there. Name the folder of a finished training run.") from error
+    if hashlib.sha256(content).hexdigest() != card.weights_sha256:
+        raise ModelError(
+            f"{weights_path}: damaged, or not the weights that {CARD} describes (sha256 differs). Copy both files anew."
+        )
+    network = UNet.from_config(card.network)
+    try:
+        network.load_state_dict(safetensors.torch.load(content))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{weights_path}: does not hold the network that {CARD} describes ({error}).") from error
+    return network.eval(), card
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ModelError(f"{path}: no model card there. Name the folder of a finished training run.") from error
+    except (ValidationError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: not a model card this version can read ({reason}).") from error
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the training state; the one before is kept as ``state.previous.pt``.
+
+    The file starts with the sha256 of what follows, so that damage is noticed.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    path = folder / STATE
+    if path.exists():
+        path.replace(folder / PREVIOUS_STATE)
+    with atomic_write(path) as stream:
+        stream.write(hashlib.sha256(payload).digest() + payload)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The newest undamaged training state in `folder`; None if none was saved yet.
+
+    Raises
+    ------
+    ModelError
+        States are there, but all are damaged.
+    """
+    paths = [path for path in (folder / STATE, folder / PREVIOUS_STATE) if path.exists()]
+    for path in paths:
+        content = path.read_bytes()
+        digest, payload = content[:32], content[32:]
+        if hashlib.sha256(payload).digest() == digest:
+            state: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True)  # noqa: TID251 (the one place)
+            return state
+    if paths:
+        raise ModelError(f"{paths[0]}: the saved training state is damaged. Train anew into another folder.")
+    return None

@@ -1,0 +1,59 @@
+"""``mitosis count``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mitosis.cli.options import ConfigFile, Mpp, Set, Workers
+
+__all__ = ["count"]
+
+
+def count(
+    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that hold them.", show_default=False)],
+    model: Annotated[Path, typer.Option("--model", help="Folder of a training run.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)],
+    mpp: Mpp = None,
+    hotspot_mm2: Annotated[
+        float | None, typer.Option("--hotspot-mm2", help="Area of the hotspot, mm². Default: 2.37.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Least score that counts. Default: the model card's.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    config: ConfigFile = None,
+    settings: Set = None,
+    workers: Workers = None,
+) -> None:
+    """Count mitotic figures on slides.
+
+    Exit code: 0 all well, 1 a slide failed, 3 finished but parts of a slide could not be read, 2 wrong usage.
+
+    Example: mitosis count slide.svs --model run --out results
+    """
+    from rich.progress import Progress
+
+    from mitosis.checkpoints import load_model
+    from mitosis.cohort import find_sources
+    from mitosis.config import load_config
+    from mitosis.inference import Model, count_slides
+
+    given = {"hotspot_mm2": hotspot_mm2, "threshold": threshold, "workers": workers}
+    extra = tuple(f"count.{key}={value}" for key, value in given.items() if value is not None)
+    chosen = load_config(config, (*(settings or ()), *extra)).count
+    sources = find_sources(slides, mpp=mpp)
+    loaded = Model.of(*load_model(model))
+    with Progress(transient=True) as progress:
+        task = progress.add_task("slide", total=None)
+
+        def on_tiles(name: str, done: int, total: int) -> None:
+            progress.update(task, description=name, completed=done, total=total)
+
+        rows = []
+        for row in count_slides(sources, loaded, out, chosen, overwrite=overwrite, on_tiles=on_tiles):
+            rows.append(row)
+            progress.console.print(row.sentence, highlight=False, soft_wrap=True)
+    typer.echo(str(out / "summary.csv"))
+    statuses = {row.status for row in rows}
+    raise typer.Exit(1 if "failed" in statuses else 3 if "degraded" in statuses else 0)

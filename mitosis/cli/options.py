@@ -1,0 +1,29 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["CasePattern", "ConfigFile", "Domain", "Mpp", "Set", "Workers"]
+
+Mpp = Annotated[
+    float | None,
+    typer.Option("--mpp", help="µm/px of the slides at full size; wins over the files (40x is about 0.25, 20x 0.5)."),
+]
+CasePattern = Annotated[
+    str | None,
+    typer.Option(
+        "--case-pattern",
+        help="Regular expression that finds the case in a slide's name, e.g. '^[AH](\\d\\d)'. Default: each slide is one.",
+    ),
+]
+Domain = Annotated[str, typer.Option("--domain", help="Scanner, laboratory or tumour, noted for each patch.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.KEY=VALUE", help="One setting, e.g. --set train.steps=500. May be repeated."
+    ),
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="How many work side by side.")]

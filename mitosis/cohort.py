@@ -1,0 +1,144 @@
+"""The slides of a run: paths, folders or a manifest become a list of sources."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from mitosis.errors import ConfigError, SlideError, SlideNotFoundError
+from mitosis.slides import is_slide
+
+__all__ = ["SlideSource", "find_sources", "read_manifest"]
+
+
+@dataclass(frozen=True, slots=True)
+class SlideSource:
+    """A slide file and what is known of it before it is opened.
+
+    Attributes
+    ----------
+    slide_id : str
+        The file's name without its suffix; unique in a run.
+    case_id : str
+        The patient, or the block: what must never stand on both sides of a split.
+    domain : str
+        Scanner, laboratory or tumour; free text.
+    mpp : float or None
+        µm/px that overrides the file's.
+    annotations : Path or None
+        File or folder of marks.
+    """
+
+    path: Path
+    slide_id: str
+    case_id: str
+    domain: str = ""
+    mpp: float | None = None
+    annotations: Path | None = None
+
+
+def find_sources(
+    paths: Sequence[Path],
+    *,
+    case_pattern: str | None = None,
+    domain: str = "",
+    mpp: float | None = None,
+    annotations: Path | None = None,
+) -> list[SlideSource]:
+    """List the slides that `paths` name, sorted by slide_id.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Slide files, or folders whose slides are taken (not those of folders inside).
+    case_pattern : str, optional
+        Regular expression; what it finds in a slide's name (its first group, if it has one) is the case. Without it each
+        slide is a case of its own.
+
+    Raises
+    ------
+    SlideNotFoundError
+        A path does not exist, or a folder holds no slide.
+    SlideError
+        Two slides have one name.
+    ConfigError
+        The pattern is no regular expression, or a slide's name does not match it.
+    """
+    files = [file for path in paths for file in _slides_at(path)]
+    pattern = _compiled(case_pattern)
+    sources = [
+        SlideSource(file, file.stem, _case(file.stem, pattern), domain, mpp, annotations)
+        for file in sorted(files, key=lambda file: file.stem)
+    ]
+    _refuse_equal_names(sources)
+    return sources
+
+
+def read_manifest(path: Path) -> list[SlideSource]:
+    """Read a CSV with the column `slide` and, as wanted, `case`, `domain`, `mpp`, `annotations`.
+
+    Relative paths start at the manifest's folder.
+
+    Raises
+    ------
+    ConfigError
+        The manifest has no such column, or a value cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not readable as a CSV manifest ({error})") from error
+    if not rows or "slide" not in rows[0]:
+        raise ConfigError(f"{path}: a manifest needs a header with the column 'slide' and at least one row")
+    sources = sorted((_source(path, number, row) for number, row in enumerate(rows, 2)), key=lambda s: s.slide_id)
+    _refuse_equal_names(sources)
+    return sources
+
+
+def _source(manifest: Path, line: int, row: dict[str, str]) -> SlideSource:
+    slide = manifest.parent / row["slide"]
+    marks = row.get("annotations")
+    try:
+        mpp = float(row["mpp"]) if row.get("mpp") else None
+    except ValueError as error:
+        raise ConfigError(f"{manifest}, line {line}: mpp {row['mpp']!r} is not a number") from error
+    case = row.get("case") or slide.stem
+    return SlideSource(
+        slide, slide.stem, case, row.get("domain") or "", mpp, manifest.parent / marks if marks else None
+    )
+
+
+def _slides_at(path: Path) -> list[Path]:
+    if not path.exists():
+        raise SlideNotFoundError(f"{path}: no such file or folder")
+    if path.is_file() or is_slide(path):
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if is_slide(file) and not file.stem.endswith("_mask")]
+    if not files:
+        raise SlideNotFoundError(f"{path}: no slide in this folder. Name the slides, or the folder that holds them.")
+    return files
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise ConfigError(f"--case-pattern {pattern}: not a regular expression ({error})") from error
+
+
+def _case(slide_id: str, pattern: re.Pattern[str] | None) -> str:
+    if pattern is None:
+        return slide_id
+    found = pattern.search(slide_id)
+    if not found:
+        raise ConfigError(f"--case-pattern {pattern.pattern}: finds nothing in the slide name {slide_id!r}")
+    return found[1] if pattern.groups else found[0]
+
+
+def _refuse_equal_names(sources: Sequence[SlideSource]) -> None:
+    for before, after in pairwise(sources):
+        if before.slide_id == after.slide_id:
+            raise SlideError(f"{before.path} and {after.path} have the same name. Rename one, or count them apart.")

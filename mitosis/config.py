@@ -1,0 +1,189 @@
+"""Every setting, as frozen models: YAML in and out, ``--set section.key=value`` on the command line."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mitosis.errors import ConfigError
+from mitosis.files import write_text
+
+__all__ = ["Config", "CountConfig", "ExtractConfig", "NetworkConfig", "TrainConfig", "load_config", "save_config"]
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Mpp = Annotated[float, Field(ge=0.05, le=4)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ExtractConfig(_Section):
+    """How patches are cut.
+
+    Lengths in px are px at `mpp`.
+    """
+
+    mpp: Mpp = 0.5
+    """µm/px of the patches, whatever the slide's own."""
+    size: Annotated[int, Field(ge=32, le=4096)] = 256
+    """Side of a patch, px."""
+    jitter: Annotated[int, Field(ge=0)] = 24
+    """A centred patch is moved by up to this many px in x and in y, so that the centre gives nothing away."""
+    min_tissue: Fraction = 0.2
+    """A tile without marks is kept if at least this fraction of it is tissue."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Fraction of the cases set aside for validation."""
+    seed: int = 0
+
+
+class NetworkConfig(_Section):
+    """The U-Net."""
+
+    width: Annotated[int, Field(ge=1, le=256)] = 16
+    """Channels of the first level; each level down doubles them."""
+    depth: Annotated[int, Field(ge=1, le=6)] = 3
+    """How often the picture is halved."""
+    classes: Literal[2, 3] = 2
+    """2: background, mitotic figure. 3: non-mitotic figure as a class of its own."""
+
+
+class TrainConfig(_Section):
+    """How the network learns."""
+
+    steps: Count = 3000
+    batch_size: Count = 16
+    crop: Annotated[int, Field(ge=16, le=4096)] = 192
+    """Side of the square cut out of a patch for a batch, px; a multiple of 2 ** network depth."""
+    sampler: str = "oversample"
+    figure_share: Fraction = 0.5
+    """Share of a batch that holds a mitotic figure (sampler `oversample`)."""
+    loss: str = "dice+ce"
+    max_class_weight: Positive = 20.0
+    """Cap of the inverse class frequency, as a multiple of the background's weight."""
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """Decay of the moving average of the weights, a step."""
+    validate_every: Count = 250
+    """Steps between two looks at the validation cases; the training state is saved then."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` takes bfloat16 where the processor multiplies in it."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load patches; 0 loads in the training process. The result does not depend on it."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        return self
+
+
+class CountConfig(_Section):
+    """How a slide is counted."""
+
+    tile_size: Annotated[int, Field(ge=128, le=8192)] = 512
+    """Side of a tile's window, px at the model's µm/px. The detections do not depend on it."""
+    batch_size: Count = 4
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Threads that read tiles ahead of the network."""
+    score_floor: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Candidates with a lower score are not reported."""
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Counts candidates with at least this score; None takes the model card's."""
+    merge_um: Positive = 7.5
+    """Of two candidates closer than this one is kept. 8 of 11,937 figures of MIDOG++ have a neighbour so close."""
+    hotspot_mm2: Positive = 2.37
+    """Area of the hotspot; 2.37 mm² is ten high-power fields of field number 22 (Meuten et al. 2016)."""
+    max_bad_fraction: Fraction = 0.01
+    """A slide with more of its tissue in unreadable tiles has failed."""
+
+
+class Config(_Section):
+    """All settings of a run."""
+
+    extract: ExtractConfig = ExtractConfig()
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    count: CountConfig = CountConfig()
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        stride = 2**self.network.depth
+        if self.train.crop % stride:
+            raise ValueError(f"train.crop ({self.train.crop}) must be a multiple of 2 ** network.depth ({stride})")
+        return self
+
+
+def load_config(path: Path | None = None, assignments: tuple[str, ...] = ()) -> Config:
+    """Read settings from a YAML file, then apply ``section.key=value`` assignments in their order.
+
+    Raises
+    ------
+    ConfigError
+        The file or an assignment cannot be understood; a key is unknown (near names are suggested); a value is out of
+        its range.
+    """
+    values = _read_yaml(path) if path else {}
+    for assignment in assignments:
+        section, key, value = _parse(assignment)
+        values.setdefault(section, {})
+        if not isinstance(values[section], dict):
+            raise ConfigError(f"{path}: section {section!r} must hold 'key: value' lines")
+        values[section][key] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, str(path) if path else "settings")) from error
+
+
+def save_config(path: Path, config: Config) -> None:
+    """Write all settings as YAML; `load_config` gives an equal object back."""
+    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such settings file") from error
+    except (OSError, UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: settings are 'section:' lines with 'key: value' lines below")
+    return values
+
+
+def _parse(assignment: str) -> tuple[str, str, Any]:
+    name, equals, text = assignment.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and key):
+        raise ConfigError(f"--set {assignment}: write section.key=value, for instance train.steps=500")
+    try:
+        return section, key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: {text!r} is not a value") from error
+
+
+def _sentence(error: ValidationError, source: str) -> str:
+    """The first complaint in words, with near names for an unknown key."""
+    complaint = error.errors()[0]
+    place = ".".join(str(part) for part in complaint["loc"])
+    if complaint["type"] == "extra_forbidden":
+        *sections, key = complaint["loc"]
+        model: type[BaseModel] = type(getattr(Config(), str(sections[0]))) if sections else Config
+        near = difflib.get_close_matches(str(key), model.model_fields, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(model.model_fields)}."
+        return f"{source}: unknown setting {place!r}.{hint}"
+    if complaint["type"] == "value_error":
+        return f"{source}: {complaint['ctx']['error']}"
+    message = complaint["msg"]
+    return f"{source}: {place} = {complaint['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,33 @@
+"""How a network is run: uint8 images in, probabilities of a mitotic figure out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+__all__ = ["Engine", "to_input", "torch_engine"]
+
+Engine = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""uint8 [B, H, W, 3] → float32 [B, H, W], probability that a pixel belongs to a mitotic figure."""
+
+
+def to_input(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] → float32 [B, 3, H, W], ``1 - value / 255``: glass is 0, as is the padding of convolutions."""
+    darkness = 1 - images.permute(0, 3, 1, 2).to(torch.float32) / 255
+    return darkness.contiguous(memory_format=torch.channels_last)
+
+
+def torch_engine(network: nn.Module, device: torch.device) -> Engine:
+    """Run `network` in float32 with PyTorch."""
+    network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits = network(to_input(torch.from_numpy(images).to(device)))
+        probability: NDArray[Any] = logits.softmax(dim=1)[:, 1].cpu().numpy()
+        return probability
+
+    return run

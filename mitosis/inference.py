@@ -1,0 +1,162 @@
+"""A slide and a model to detections and a mitotic count, tile by tile."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mitosis.checkpoints import ModelCard
+from mitosis.config import CountConfig
+from mitosis.counting import CountReport, mitotic_count
+from mitosis.detections import Detections, concatenate, find_peaks, merge, reach_px
+from mitosis.engines import Engine, torch_engine
+from mitosis.errors import ConfigError, SlideError
+from mitosis.geometry import Tile, grid_dimensions, tile_grid
+from mitosis.runtime import choose_device, versions
+from mitosis.slides import Slide, read_at_mpp
+from mitosis.tissue import TissueMask, find_tissue
+from mitosis.unet import UNet
+
+__all__ = ["Model", "SlideCount", "count_slide", "detect"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to run, with what must be known of it."""
+
+    engine: Engine
+    card: ModelCard
+    stride: int
+    margin: int
+
+    @classmethod
+    def of(cls, network: UNet, card: ModelCard) -> "Model":
+        """Run `network` with PyTorch on the best device."""
+        return cls(torch_engine(network, choose_device()), card, network.stride, network.margin)
+
+
+@dataclass(frozen=True)
+class SlideCount:
+    """The report on a slide, every candidate above the floor, and where tissue was found."""
+
+    report: CountReport
+    candidates: Detections
+    tissue: TissueMask
+
+
+def count_slide(
+    slide: Slide,
+    name: str,
+    model: Model,
+    config: CountConfig,
+    source_sha256: str = "",
+    on_tiles: Callable[[int, int], None] = lambda _done, _all: None,
+) -> SlideCount:
+    """Count the mitotic figures of a slide.
+
+    Parameters
+    ----------
+    name : str
+        What the report calls the slide.
+    on_tiles : callable
+        Told (tiles done, tiles in all) after each batch.
+
+    Raises
+    ------
+    SlideError
+        More of the tissue than `max_bad_fraction` lies in damaged tiles, or the slide cannot be read any more.
+    ConfigError
+        `tile_size` does not fit the network.
+    """
+    tissue = find_tissue(slide)
+    found = merge(concatenate(detect(slide, tissue, model, config, on_tiles)), slide.mpp, config.merge_um)
+    bad_tiles = sorted(set(slide.bad_tiles), key=lambda bad: (bad.level, bad.box))
+    readable = tissue.without(bad.box for bad in bad_tiles)
+    unreadable = 1 - readable.area_mm2 / tissue.area_mm2 if tissue.area_mm2 else 0.0
+    if unreadable > config.max_bad_fraction:
+        raise SlideError(
+            f"{slide.path}: {unreadable:.1%} of the tissue lies in damaged tiles, over {config.max_bad_fraction:.1%} "
+            f"(first: {bad_tiles[0].reason}). Copy the file again, or raise count.max_bad_fraction."
+        )
+    candidates = found[readable.contains(found.xy)]
+    report = mitotic_count(
+        candidates,
+        tissue,
+        slide=name,
+        threshold=config.threshold if config.threshold is not None else model.card.threshold,
+        mpp=model.card.mpp,
+        hotspot_mm2=config.hotspot_mm2,
+        bad_tiles=bad_tiles,
+        model_sha256=model.card.weights_sha256,
+        source_sha256=source_sha256,
+        settings=config.model_dump(mode="json"),
+        versions=versions(),
+    )
+    return SlideCount(report, candidates, tissue)
+
+
+def detect(
+    slide: Slide,
+    tissue: TissueMask,
+    model: Model,
+    config: CountConfig,
+    on_tiles: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Iterator[Detections]:
+    """Candidates on the tissue of a slide, in pieces as its tiles are done, not yet merged.
+
+    Each tile's window holds its core, what peaks need around it (`reach_px`) and what the network needs around that, so
+    the pieces together are the same for every tile size.
+
+    Raises
+    ------
+    ConfigError
+        `tile_size` does not fit the network.
+    """
+    mpp = model.card.mpp
+    reach = reach_px(mpp)
+    margin = -(-(reach + model.margin) // model.stride) * model.stride
+    if config.tile_size % model.stride or config.tile_size <= 2 * margin:
+        raise ConfigError(
+            f"count.tile_size = {config.tile_size}: this model needs a multiple of {model.stride} above {2 * margin}."
+        )
+    dimensions = grid_dimensions(slide.dimensions, slide.mpp, mpp)
+    tiles = [
+        tile
+        for tile in tile_grid(dimensions, mpp, config.tile_size, margin)
+        if tissue.area_mm2_in([edge * mpp / slide.mpp for edge in tile.core.grown(reach)]) > 0
+    ]
+    inner = slice(margin - reach, config.tile_size - margin + reach)
+    n_done = 0
+    for batch, images in _read_ahead(slide, tiles, config):
+        for tile, probability in zip(batch, model.engine(images), strict=True):
+            window = tile.window.grown(reach - margin)
+            found = find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor)
+            yield found[tissue.contains(found.xy)]
+        n_done += len(batch)
+        on_tiles(n_done, len(tiles))
+
+
+def _read_ahead(
+    slide: Slide, tiles: Sequence[Tile], config: CountConfig
+) -> Iterator[tuple[list[Tile], NDArray[np.uint8]]]:
+    """Batches of tiles and their pixels, uint8 [B, size, size, 3], read by threads while the network works."""
+    size = config.batch_size
+    batches = [list(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+
+    def read(batch: list[Tile]) -> NDArray[np.uint8]:
+        return np.stack([read_at_mpp(slide, tile.window, tile.mpp) for tile in batch])
+
+    if not config.workers:
+        yield from ((batch, read(batch)) for batch in batches)
+        return
+    with ThreadPoolExecutor(config.workers) as pool:
+        waiting: deque[tuple[list[Tile], Future[NDArray[np.uint8]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(read, batch)))
+            if len(waiting) > config.workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        yield from ((done, future.result()) for done, future in waiting)

@@ -1,0 +1,334 @@
+"""The training loop: patches in, the best model by detection F1 on the validation cases out.
+
+A run folder holds ``settings.yaml``, ``model.safetensors`` and ``model.json`` (the best model so far and its card),
+``metrics.jsonl`` (a line each validation), ``curves.png`` and ``state.pt`` (all that a resumed run needs).
+"""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mitosis.checkpoints import ModelCard, load_state, save_model, save_state
+from mitosis.config import Config, TrainConfig, load_config, save_config
+from mitosis.dataset import PatchDataset, load_batches
+from mitosis.detections import concatenate, find_peaks, merge
+from mitosis.engines import to_input, torch_engine
+from mitosis.errors import ConfigError, ModelError, PatchIndexError
+from mitosis.evaluation import SlideScores, choose_threshold, evaluate
+from mitosis.files import make_folder, sha256, write_text
+from mitosis.losses import LOSSES, class_weights
+from mitosis.patches import Patch, PatchIndex
+from mitosis.curves import draw_curves
+from mitosis.runtime import choose_device, choose_dtype, versions
+from mitosis.sampling import SAMPLERS, Draw
+from mitosis.splits import TRAIN, VAL
+from mitosis.unet import UNet
+
+__all__ = ["Metrics", "score_patches", "train"]
+
+CLASSES = ("background", "mitotic figure", "non-mitotic figure")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One look at the validation cases.
+
+    Attributes
+    ----------
+    loss : float
+        Mean training loss since the last look.
+    f1, precision, recall : float
+        Detection on the validation cases (on the training cases where there are none) at `threshold`, which is the one
+        that gives the best F1 there.
+    skipped : int
+        Steps so far that were left out because a loss or gradient was not finite.
+    """
+
+    step: int
+    loss: float
+    f1: float
+    precision: float
+    recall: float
+    threshold: float
+    learning_rate: float
+    skipped: int = 0
+
+
+def train(
+    index: PatchIndex,
+    out: Path,
+    config: Config,
+    *,
+    resume: bool = False,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+    on_metrics: Callable[[Metrics], None] = lambda _metrics: None,
+) -> ModelCard:
+    """Train a U-Net on the patches of `index` and leave the best model in the run folder `out`.
+
+    Parameters
+    ----------
+    resume : bool
+        Go on from the last saved state in `out`; the result has the same bits as that of a run never stopped.
+    on_step, on_metrics : callable
+        Told (step, loss) after each step, and the metrics after each validation.
+
+    Raises
+    ------
+    PatchIndexError
+        The patches cannot be learned from: no masks, no figure in the training cases, a case on both sides, crop
+        larger than the patches.
+    ConfigError
+        `out` holds a run already and `resume` is not set, or the settings differ from those of the run to resume.
+    ModelError
+        Loss or gradients stay non-finite.
+    """
+    _check(index, config)
+    _open_run(out, config, resume)
+    return _Run(index, out, config).go(on_step, on_metrics)
+
+
+class _Run:
+    """What one run holds while it goes: network, average, optimiser, history."""
+
+    def __init__(self, index: PatchIndex, out: Path, config: Config) -> None:
+        self.index, self.out, self.config = index, out, config
+        self.train_index = index.where(lambda patch: patch.split == TRAIN)
+        validation = index.where(lambda patch: patch.split == VAL)
+        self.val_index = validation if validation.patches else self.train_index
+        self.device = choose_device()
+        torch.manual_seed(config.train.seed)
+        self.network: nn.Module = UNet.from_config(config.network).to(  # type: ignore[call-overload]
+            device=self.device, memory_format=torch.channels_last
+        )
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+        )
+        self.history: list[Metrics] = []
+        self.losses: list[float] = []
+        self.skipped = 0
+
+    def go(self, on_step: Callable[[int, float], None], on_metrics: Callable[[Metrics], None]) -> ModelCard:
+        config = self.config.train
+        start = self._resume()
+        dataset = PatchDataset(self.train_index, config, self.config.network.classes)
+        batches = list(_all_batches(self.train_index, config))[start:]
+        for step, (images, masks) in enumerate(load_batches(dataset, batches, config.workers), start + 1):
+            self.losses.append(self._step(step, images, masks))
+            on_step(step, self.losses[-1])
+            if step % config.validate_every == 0 or step == config.steps:
+                self._validate(step)
+                on_metrics(self.history[-1])
+        return self._save_best()
+
+    def _step(self, step: int, images: Tensor, masks: Tensor) -> float:
+        config = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        dtype = choose_dtype(config.precision, self.device)
+        self.network.train()
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            logits = self.network(to_input(images.to(self.device)))
+        loss = LOSSES[config.loss](logits.float(), masks.to(self.device), self._weights())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm=5.0)
+        value = float(loss.detach())
+        if not (math.isfinite(value) and bool(norm.isfinite())):
+            self._skip(step)
+            return float("nan")
+        self.optimizer.step()
+        self._update_average(min(config.ema_decay, step / (step + 10)))
+        return value
+
+    def _weights(self) -> Tensor:
+        n_pixels = self.train_index.n_pixels(self.config.network.classes)
+        return class_weights(n_pixels, self.config.train.max_class_weight).to(self.device)
+
+    def _skip(self, step: int) -> None:
+        """Leave a step out: one non-finite gradient would make every weight NaN."""
+        self.skipped += 1
+        if len(self.losses) >= 10 and not np.isfinite(self.losses[-10:]).any():
+            raise ModelError(
+                f"{self.out}: loss or gradient was not finite in ten steps in a row, the last being step {step}. "
+                "Train anew with a lower train.learning_rate."
+            )
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    def _validate(self, step: int) -> None:
+        scores = score_patches(self.average, self.val_index, self.config.count.score_floor, self.config.count.merge_um)
+        threshold = choose_threshold(scores)
+        result = evaluate(scores, threshold).pooled
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
+        metrics = Metrics(
+            step=step,
+            loss=round(float(np.mean(finite)), 6) if finite else -1.0,
+            f1=round(result.f1, 4),
+            precision=round(result.precision, 4),
+            recall=round(result.recall, 4),
+            threshold=threshold,
+            learning_rate=round(learning_rate(step, self.config.train), 8),
+            skipped=self.skipped,
+        )
+        if not self.history or metrics.f1 >= max(before.f1 for before in self.history):
+            self.best = copy.deepcopy(self.average.state_dict())
+        self.history.append(metrics)
+        self.losses = []
+        self._save(step)
+
+    def _save(self, step: int) -> None:
+        self._save_best()
+        state = {
+            "step": step,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "history": [asdict(metrics) for metrics in self.history],
+            "skipped": self.skipped,
+            "data_sha256": self._data_sha256(),
+        }
+        save_state(self.out, state)
+        lines = (json.dumps(asdict(metrics)) for metrics in self.history)
+        write_text(self.out / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        draw_curves(self.out / "curves.png", [asdict(metrics) for metrics in self.history])
+
+    def _resume(self) -> int:
+        """Take up the saved state; gives the number of steps done."""
+        state = load_state(self.out)
+        if state is None:
+            return 0
+        if state["data_sha256"] != self._data_sha256():
+            raise PatchIndexError(
+                f"{self.index.folder}: the patches are not those that the run in {self.out} began with."
+            )
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+        self.history = [Metrics(**metrics) for metrics in state["history"]]
+        self.skipped = state["skipped"]
+        return int(state["step"])
+
+    def _save_best(self) -> ModelCard:
+        best = max(self.history, key=lambda metrics: (metrics.f1, metrics.step))
+        names = CLASSES[: self.config.network.classes]
+        card = ModelCard(
+            network=self.config.network,
+            classes=names,
+            mpp=self.index.patches[0].mpp,
+            threshold=best.threshold,
+            validation={"cases": self.val_index.cases, **asdict(best)},
+            training={
+                "cases": self.train_index.cases,
+                "n_figures": sum(patch.n_mitotic for patch in self.train_index.patches if patch.on_grid),
+                "index_sha256": self._data_sha256(),
+                "settings": self.config.model_dump(mode="json"),
+            },
+            versions=versions(),
+        )
+        return save_model(self.out, {name: value.cpu() for name, value in self.best.items()}, card)
+
+    def _data_sha256(self) -> str:
+        return sha256(self.index.folder / "index.csv")
+
+
+def score_patches(network: nn.Module, index: PatchIndex, score_floor: float, merge_um: float) -> list[SlideScores]:
+    """Detections of `network` on the tiles of `index`, and the marked figures, slide by slide.
+
+    Tiles are seen one by one, without their surroundings, so this is a little worse than a count of the whole slide.
+    """
+    engine = torch_engine(network, next(network.parameters()).device)
+    scores = []
+    by_slide: dict[str, list[Patch]] = {}
+    for patch in index.patches:
+        if patch.on_grid:
+            by_slide.setdefault(patch.slide_id, []).append(patch)
+    for slide_id, patches in by_slide.items():
+        found = []
+        for patch in patches:
+            probability = engine(index.read_image(patch)[np.newaxis])[0]
+            found.append(find_peaks(probability, patch.box, patch.box, patch.mpp, patch.slide_mpp, score_floor))
+        mpp = patches[0].slide_mpp
+        scores.append(SlideScores(slide_id, mpp, index.figures(slide_id), merge(concatenate(found), mpp, merge_um)))
+    return scores
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a half cosine to 0. `step` counts from 1."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _all_batches(index: PatchIndex, config: TrainConfig) -> Iterator[list[Draw]]:
+    """The batches of the whole run, epoch after epoch."""
+    has_figure = [patch.n_mitotic > 0 for patch in index.patches]
+    step = epoch = 0
+    while step < config.steps:
+        for batch in SAMPLERS[config.sampler](has_figure, config, epoch)[: config.steps - step]:
+            yield batch
+            step += 1
+        epoch += 1
+
+
+def _check(index: PatchIndex, config: Config) -> None:
+    """Say before the first step what would go wrong in it."""
+    for name, registry in (("sampler", SAMPLERS), ("loss", LOSSES)):
+        value = getattr(config.train, name)
+        if value not in registry:
+            raise ConfigError(f"train.{name} = {value!r}: unknown. Known: {', '.join(sorted(registry))}.")
+    index.check_splits()
+    folder = index.folder
+    unmarked = sorted({patch.slide_id for patch in index.patches if not patch.mask})
+    if unmarked:
+        raise PatchIndexError(f"{folder}: no masks for {', '.join(unmarked[:3])}. Extract with --annotations.")
+    if not any(patch.n_mitotic and patch.split == TRAIN for patch in index.patches):
+        raise PatchIndexError(
+            f"{folder}: no mitotic figure in the training cases, so there is nothing to learn. "
+            "Add marked slides, or choose other validation cases with --val-cases."
+        )
+    if any(patch.split == VAL for patch in index.patches) and not any(
+        patch.n_mitotic and patch.split == VAL for patch in index.patches
+    ):
+        raise PatchIndexError(
+            f"{folder}: no mitotic figure in the validation cases, so no threshold can be chosen. "
+            "Choose other ones with --val-cases."
+        )
+    size = min(patch.size for patch in index.patches)
+    if config.train.crop > size:
+        raise PatchIndexError(f"{folder}: patches of {size} px are smaller than train.crop = {config.train.crop}.")
+    stride = 2**config.network.depth
+    if size % stride:
+        raise PatchIndexError(f"{folder}: patches of {size} px do not fit a network of depth {config.network.depth}.")
+
+
+def _open_run(out: Path, config: Config, resume: bool) -> None:
+    settings = out / "settings.yaml"
+    if not settings.exists():
+        if resume:
+            raise ConfigError(f"{out}: no run to resume there. Leave --resume out to start one.")
+        make_folder(out)
+        save_config(settings, config)
+        return
+    if not resume:
+        raise ConfigError(
+            f"{out}: holds a training run already. Add --resume to go on with it, or choose another --out."
+        )
+    if load_config(settings) != config:
+        raise ConfigError(f"{out}: its run has other settings than those given now. Resume with the same ones.")
