@@ -46,7 +46,8 @@ def stain_jitter(
     shift = (offsets @ _STAINS).astype(np.float32)
     changed = density.reshape(-1, 3) @ mix
     changed = changed.reshape(image.shape) + shift * tissue
-    return np.clip(np.rint(256 * np.exp(-changed) - 1), 0, 255).astype(np.uint8)
+    result: NDArray[np.uint8] = np.clip(np.rint(256 * np.exp(-changed) - 1), 0, 255).astype(np.uint8)
+    return result
 
 
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)

@@ -54,8 +54,8 @@ def find_sources(
     paths : sequence of Path
         Slide files, or folders whose slides are taken (not those of folders inside).
     case_pattern : str, optional
-        Regular expression; what it finds in a slide's name (its first group, if it has one) is the case. Without it each
-        slide is a case of its own.
+        Regular expression; what it finds in a slide's name (its first group, if it has one) is the case. Without it
+        each slide is a case of its own.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Slides and marks to a folder of patches that a person can open and a network can learn from.
 
-The folder holds ``index.csv`` (a row a patch), ``images/SLIDE/*.png``, ``masks/SLIDE/*.png``, ``marks/SLIDE.csv`` (the
-marks as points), ``settings.yaml`` and ``slides/SLIDE.json`` (what was done, so that a second run need not do it again).
+The folder holds ``index.csv`` (a row a patch), ``images/SLIDE/*.png``, ``masks/SLIDE/*.png``, ``marks/SLIDE.csv``
+(the marks as points), ``settings.yaml`` and ``slides/SLIDE.json`` (what was done: a second run need not do it again).
 """
 
 import json
@@ -19,7 +19,7 @@ from PIL import Image
 
 from mitosis.annotations import Annotation, Label, find_annotations, load_annotations, write_points
 from mitosis.cohort import SlideSource
-from mitosis.config import Config, ExtractConfig, save_config
+from mitosis.config import Config, ExtractConfig, load_config, save_config
 from mitosis.errors import MitosisError, PatchIndexError
 from mitosis.files import atomic_write, dump_json, make_folder, sha256, write_text
 from mitosis.geometry import Box, grid_dimensions, tile_grid
@@ -101,8 +101,6 @@ def _keep_settings(out: Path, config: ExtractConfig) -> None:
     path = out / "settings.yaml"
     settings = Config(extract=config)
     if path.exists():
-        from mitosis.config import load_config
-
         before = load_config(path).extract
         changed = [
             f"{name} {old} → {new}"
@@ -229,7 +227,7 @@ def _places(
 
 
 def _inside(box: Box, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = ((points >= box[:2]) & (points < box[2:])).all(axis=1)
+    inside: NDArray[np.bool_] = np.all((points >= box[:2]) & (points < box[2:]), axis=1)
     return inside
 
 

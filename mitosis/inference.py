@@ -4,23 +4,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mitosis.checkpoints import ModelCard
+from mitosis.cohort import SlideSource
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport, mitotic_count
 from mitosis.detections import Detections, concatenate, find_peaks, merge, reach_px
 from mitosis.engines import Engine, torch_engine
 from mitosis.errors import ConfigError, SlideError
+from mitosis.files import make_folder, sha256
 from mitosis.geometry import Tile, grid_dimensions, tile_grid
+from mitosis.report import write_report, write_summary
 from mitosis.runtime import choose_device, versions
-from mitosis.slides import Slide, read_at_mpp
+from mitosis.slides import Slide, open_slide, read_at_mpp
 from mitosis.tissue import TissueMask, find_tissue
 from mitosis.unet import UNet
 
-__all__ = ["Model", "SlideCount", "count_slide", "detect"]
+__all__ = ["Model", "SlideCount", "SlideResult", "count_slide", "count_slides", "detect"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,73 @@ class SlideCount:
     report: CountReport
     candidates: Detections
     tissue: TissueMask
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What came of one slide of many: its report, or why there is none."""
+
+    name: str
+    report: CountReport | None = None
+    error: str = ""
+
+    @property
+    def status(self) -> str:
+        """`ok`, `degraded`, `no_tissue` or `failed`."""
+        return self.report.status if self.report else "failed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of the summary."""
+        return self.report.to_dict() if self.report else {"slide": self.name, "status": "failed", "error": self.error}
+
+
+def count_slides(
+    sources: Sequence[SlideSource],
+    model: Model,
+    out: Path,
+    config: CountConfig,
+    *,
+    overwrite: bool = False,
+    on_tiles: Callable[[str, int, int], None] = lambda _name, _done, _all: None,
+) -> Iterator[SlideResult]:
+    """Count slide after slide into ``out/SLIDE/``, then write ``out/summary.csv``; a bad slide stops no other.
+
+    Parameters
+    ----------
+    overwrite : bool
+        Replace results that `out` holds already.
+    on_tiles : callable
+        Told (slide, tiles done, tiles in all) after each batch.
+
+    Raises
+    ------
+    ConfigError
+        `out` holds results and `overwrite` is not set; `tile_size` does not fit the network.
+    OutputError
+        `out` cannot be written to.
+    """
+    summary = out / "summary.csv"
+    if summary.exists() and not overwrite:
+        raise ConfigError(f"{out}: holds results already. Choose another --out, or add --overwrite to replace them.")
+    make_folder(out)
+    results = []
+    for source in sources:
+        results.append(_count_source(source, model, out, config, on_tiles))
+        yield results[-1]
+    write_summary(summary, [result.to_dict() for result in results])
+
+
+def _count_source(
+    source: SlideSource, model: Model, out: Path, config: CountConfig, on_tiles: Callable[[str, int, int], None]
+) -> SlideResult:
+    name = source.slide_id
+    try:
+        with open_slide(source.path, source.mpp) as slide:
+            counted = count_slide(slide, name, model, config, sha256(source.path), partial(on_tiles, name))
+            write_report(out / name, slide, counted.report, counted.candidates, counted.tissue)
+    except SlideError as error:
+        return SlideResult(name, error=str(error))
+    return SlideResult(name, counted.report)
 
 
 def count_slide(

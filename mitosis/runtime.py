@@ -2,7 +2,7 @@
 
 import platform
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +25,7 @@ def choose_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torc
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
     else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
 

@@ -17,21 +17,21 @@ from torch import Tensor, nn
 
 from mitosis.checkpoints import ModelCard, load_state, save_model, save_state
 from mitosis.config import Config, TrainConfig, load_config, save_config
+from mitosis.curves import draw_curves
 from mitosis.dataset import PatchDataset, load_batches
-from mitosis.detections import concatenate, find_peaks, merge
-from mitosis.engines import to_input, torch_engine
+from mitosis.engines import to_input
 from mitosis.errors import ConfigError, ModelError, PatchIndexError
-from mitosis.evaluation import SlideScores, choose_threshold, evaluate
+from mitosis.evaluation import choose_threshold, evaluate
 from mitosis.files import make_folder, sha256, write_text
 from mitosis.losses import LOSSES, class_weights
-from mitosis.patches import Patch, PatchIndex
-from mitosis.curves import draw_curves
+from mitosis.patches import PatchIndex
 from mitosis.runtime import choose_device, choose_dtype, versions
 from mitosis.sampling import SAMPLERS, Draw
 from mitosis.splits import TRAIN, VAL
 from mitosis.unet import UNet
+from mitosis.validation import check_patches, score_patches
 
-__all__ = ["Metrics", "score_patches", "train"]
+__all__ = ["Metrics", "learning_rate", "train"]
 
 CLASSES = ("background", "mitotic figure", "non-mitotic figure")
 
@@ -89,7 +89,7 @@ def train(
     ModelError
         Loss or gradients stay non-finite.
     """
-    _check(index, config)
+    check_patches(index, config)
     _open_run(out, config, resume)
     return _Run(index, out, config).go(on_step, on_metrics)
 
@@ -247,27 +247,6 @@ class _Run:
         return sha256(self.index.folder / "index.csv")
 
 
-def score_patches(network: nn.Module, index: PatchIndex, score_floor: float, merge_um: float) -> list[SlideScores]:
-    """Detections of `network` on the tiles of `index`, and the marked figures, slide by slide.
-
-    Tiles are seen one by one, without their surroundings, so this is a little worse than a count of the whole slide.
-    """
-    engine = torch_engine(network, next(network.parameters()).device)
-    scores = []
-    by_slide: dict[str, list[Patch]] = {}
-    for patch in index.patches:
-        if patch.on_grid:
-            by_slide.setdefault(patch.slide_id, []).append(patch)
-    for slide_id, patches in by_slide.items():
-        found = []
-        for patch in patches:
-            probability = engine(index.read_image(patch)[np.newaxis])[0]
-            found.append(find_peaks(probability, patch.box, patch.box, patch.mpp, patch.slide_mpp, score_floor))
-        mpp = patches[0].slide_mpp
-        scores.append(SlideScores(slide_id, mpp, index.figures(slide_id), merge(concatenate(found), mpp, merge_um)))
-    return scores
-
-
 def learning_rate(step: int, config: TrainConfig) -> float:
     """Linear warm-up, then a half cosine to 0. `step` counts from 1."""
     if step <= config.warmup_steps:
@@ -285,37 +264,6 @@ def _all_batches(index: PatchIndex, config: TrainConfig) -> Iterator[list[Draw]]
             yield batch
             step += 1
         epoch += 1
-
-
-def _check(index: PatchIndex, config: Config) -> None:
-    """Say before the first step what would go wrong in it."""
-    for name, registry in (("sampler", SAMPLERS), ("loss", LOSSES)):
-        value = getattr(config.train, name)
-        if value not in registry:
-            raise ConfigError(f"train.{name} = {value!r}: unknown. Known: {', '.join(sorted(registry))}.")
-    index.check_splits()
-    folder = index.folder
-    unmarked = sorted({patch.slide_id for patch in index.patches if not patch.mask})
-    if unmarked:
-        raise PatchIndexError(f"{folder}: no masks for {', '.join(unmarked[:3])}. Extract with --annotations.")
-    if not any(patch.n_mitotic and patch.split == TRAIN for patch in index.patches):
-        raise PatchIndexError(
-            f"{folder}: no mitotic figure in the training cases, so there is nothing to learn. "
-            "Add marked slides, or choose other validation cases with --val-cases."
-        )
-    if any(patch.split == VAL for patch in index.patches) and not any(
-        patch.n_mitotic and patch.split == VAL for patch in index.patches
-    ):
-        raise PatchIndexError(
-            f"{folder}: no mitotic figure in the validation cases, so no threshold can be chosen. "
-            "Choose other ones with --val-cases."
-        )
-    size = min(patch.size for patch in index.patches)
-    if config.train.crop > size:
-        raise PatchIndexError(f"{folder}: patches of {size} px are smaller than train.crop = {config.train.crop}.")
-    stride = 2**config.network.depth
-    if size % stride:
-        raise PatchIndexError(f"{folder}: patches of {size} px do not fit a network of depth {config.network.depth}.")
 
 
 def _open_run(out: Path, config: Config, resume: bool) -> None:

@@ -42,7 +42,9 @@ class UNet(nn.Module):
 
     def __init__(self, width: int = 16, depth: int = 3, classes: int = 2) -> None:
         super().__init__()
-        self.width, self.depth, self.classes = width, depth, classes
+        self.width: int = width
+        self.depth: int = depth
+        self.classes: int = classes
         channels = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(
             _double_convolution(n_in, n_out) for n_in, n_out in zip([3, *channels], channels, strict=False)
@@ -61,7 +63,7 @@ class UNet(nn.Module):
     @property
     def stride(self) -> int:
         """A tile's place and side must be multiples of this, px."""
-        return int(2**self.depth)
+        return 1 << self.depth
 
     @property
     def margin(self) -> int:

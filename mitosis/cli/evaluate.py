@@ -1,9 +1,14 @@
 """``mitosis evaluate``."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mitosis.evaluation import Evaluation, SlideEvaluation, SlideScores
+    from mitosis.matching import MatchResult
 
 __all__ = ["evaluate"]
 
@@ -20,4 +25,88 @@ def evaluate(
 
     Example: mitosis evaluate results fields/
     """
-    raise NotImplementedError
+    from mitosis.errors import ConfigError
+    from mitosis.evaluation import evaluate as run
+    from mitosis.files import dump_json
+
+    cards = sorted(results.glob("*/count.json"))
+    if not cards:
+        raise ConfigError(f"{results}: holds no count.json. Name the folder that mitosis count wrote with --out.")
+    counts = [_read_count(path) for path in cards]
+    thresholds = {count["threshold"] for count in counts}
+    if threshold is None and len(thresholds) > 1:
+        raise ConfigError(f"{results}: slides were counted at different thresholds. Pass --threshold.")
+    scores = [_scores(path.parent, count, annotations) for path, count in zip(cards, counts, strict=True)]
+    evaluation = run(scores, thresholds.pop() if threshold is None else threshold)
+    if as_json:
+        typer.echo(dump_json(_to_dict(evaluation)), nl=False)
+    else:
+        _print_table(evaluation)
+
+
+def _read_count(path: Path) -> dict[str, Any]:
+    from mitosis.errors import ConfigError
+
+    try:
+        count: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: count[key] for key in ("slide", "slide_mpp", "threshold", "slide_dimensions")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not as written by mitosis count ({error!r}). Count the slide again.") from error
+
+
+def _scores(folder: Path, count: dict[str, Any], annotations: Path) -> "SlideScores":
+    from mitosis.annotations import Label, load_annotations
+    from mitosis.evaluation import SlideScores
+    from mitosis.report import read_detections
+
+    width, height = count["slide_dimensions"]
+    found = load_annotations(annotations, count["slide"], (width, height), count["slide_mpp"])
+    if found.n_outside:
+        typer.echo(f"Warning: {count['slide']}: {found.n_outside} marks lie outside the slide, left out.", err=True)
+    figures, look_alikes = (
+        [(mark.x, mark.y) for mark in found.annotations if mark.label is label]
+        for label in (Label.MITOTIC_FIGURE, Label.NON_MITOTIC_FIGURE)
+    )
+    candidates = read_detections(folder / "detections.csv")
+    return SlideScores(count["slide"], count["slide_mpp"], figures, candidates, look_alikes)
+
+
+def _row(result: "MatchResult", on_look_alikes: int) -> dict[str, Any]:
+    return {
+        "tp": result.tp,
+        "fp": result.fp,
+        "fn": result.fn,
+        "precision": round(result.precision, 4),
+        "recall": round(result.recall, 4),
+        "f1": round(result.f1, 4),
+        "fp_on_look_alikes": on_look_alikes,
+    }
+
+
+def _to_dict(evaluation: "Evaluation") -> dict[str, Any]:
+    def of_slide(slide: "SlideEvaluation") -> dict[str, Any]:
+        return {"slide": slide.slide, **_row(slide.result, slide.on_look_alikes)}
+
+    return {
+        "protocol": "optimal",
+        "radius_um": evaluation.radius_um,
+        "threshold": evaluation.threshold,
+        "slides": [of_slide(slide) for slide in evaluation.slides],
+        "pooled": _row(evaluation.pooled, evaluation.on_look_alikes),
+    }
+
+
+def _print_table(evaluation: "Evaluation") -> None:
+    table = _to_dict(evaluation)
+    rows = [*table["slides"], {"slide": "pooled", **table["pooled"]}]
+    width = max(len(row["slide"]) for row in rows)
+    typer.echo(f"{'slide':<{width}}    TP    FP    FN  precision  recall     F1")
+    for row in rows:
+        typer.echo(
+            f"{row['slide']:<{width}} {row['tp']:>5} {row['fp']:>5} {row['fn']:>5}"
+            f"  {row['precision']:>9.3f}  {row['recall']:>6.3f}  {row['f1']:>5.3f}"
+        )
+    typer.echo(
+        f"One to one within {evaluation.radius_um:g} µm, score at least {evaluation.threshold:g}; "
+        f"{evaluation.on_look_alikes} of {evaluation.pooled.fp} false positives lie on marked look-alikes."
+    )

@@ -15,7 +15,7 @@ CasePattern = Annotated[
     str | None,
     typer.Option(
         "--case-pattern",
-        help="Regular expression that finds the case in a slide's name, e.g. '^[AH](\\d\\d)'. Default: each slide is one.",
+        help="Regular expression that finds the case in a slide's name, e.g. '^A\\d\\d'. Default: a slide is a case.",
     ),
 ]
 Domain = Annotated[str, typer.Option("--domain", help="Scanner, laboratory or tumour, noted for each patch.")]

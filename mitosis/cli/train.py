@@ -56,8 +56,8 @@ def train(
         def on_metrics(metrics: Metrics) -> None:
             progress.update(task, f1=metrics.f1)
             progress.console.print(
-                f"step {metrics.step}: loss {metrics.loss:.3f}, F1 {metrics.f1:.3f} (precision {metrics.precision:.3f}, "
-                f"recall {metrics.recall:.3f} at {metrics.threshold:.4f})",
+                f"step {metrics.step}: loss {metrics.loss:.3f}, F1 {metrics.f1:.3f} "
+                f"(precision {metrics.precision:.3f}, recall {metrics.recall:.3f} at {metrics.threshold:.4f})",
                 highlight=False,
             )
 

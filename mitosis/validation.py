@@ -1,0 +1,76 @@
+"""What is looked at before training and during it: whether the patches can be learned from, and how good it gets."""
+
+import numpy as np
+from torch import nn
+
+from mitosis.config import Config
+from mitosis.detections import concatenate, find_peaks, merge
+from mitosis.engines import torch_engine
+from mitosis.errors import ConfigError, PatchIndexError
+from mitosis.evaluation import SlideScores
+from mitosis.losses import LOSSES
+from mitosis.patches import Patch, PatchIndex
+from mitosis.sampling import SAMPLERS
+from mitosis.splits import TRAIN, VAL
+
+__all__ = ["check_patches", "score_patches"]
+
+
+def check_patches(index: PatchIndex, config: Config) -> None:
+    """Say before the first step what would go wrong in it.
+
+    Raises
+    ------
+    PatchIndexError
+        The patches cannot be learned from with these settings.
+    ConfigError
+        There is no such sampler or loss.
+    """
+    for name, registry in (("sampler", SAMPLERS), ("loss", LOSSES)):
+        value = getattr(config.train, name)
+        if value not in registry:
+            raise ConfigError(f"train.{name} = {value!r}: unknown. Known: {', '.join(sorted(registry))}.")
+    index.check_splits()
+    folder = index.folder
+    unmarked = sorted({patch.slide_id for patch in index.patches if not patch.mask})
+    if unmarked:
+        raise PatchIndexError(f"{folder}: no masks for {', '.join(unmarked[:3])}. Extract with --annotations.")
+    if not any(patch.n_mitotic and patch.split == TRAIN for patch in index.patches):
+        raise PatchIndexError(
+            f"{folder}: no mitotic figure in the training cases, so there is nothing to learn. "
+            "Add marked slides, or choose other validation cases with --val-cases."
+        )
+    if any(patch.split == VAL for patch in index.patches) and not any(
+        patch.n_mitotic and patch.split == VAL for patch in index.patches
+    ):
+        raise PatchIndexError(
+            f"{folder}: no mitotic figure in the validation cases, so no threshold can be chosen. "
+            "Choose other ones with --val-cases."
+        )
+    size = min(patch.size for patch in index.patches)
+    if config.train.crop > size:
+        raise PatchIndexError(f"{folder}: patches of {size} px are smaller than train.crop = {config.train.crop}.")
+    stride = 2**config.network.depth
+    if size % stride:
+        raise PatchIndexError(f"{folder}: patches of {size} px do not fit a network of depth {config.network.depth}.")
+
+
+def score_patches(network: nn.Module, index: PatchIndex, score_floor: float, merge_um: float) -> list[SlideScores]:
+    """Detections of `network` on the tiles of `index`, and the marked figures, slide by slide.
+
+    Tiles are seen one by one, without their surroundings, so this is a little worse than a count of the whole slide.
+    """
+    engine = torch_engine(network, next(network.parameters()).device)
+    scores = []
+    by_slide: dict[str, list[Patch]] = {}
+    for patch in index.patches:
+        if patch.on_grid:
+            by_slide.setdefault(patch.slide_id, []).append(patch)
+    for slide_id, patches in by_slide.items():
+        found = []
+        for patch in patches:
+            probability = engine(index.read_image(patch)[np.newaxis])[0]
+            found.append(find_peaks(probability, patch.box, patch.box, patch.mpp, patch.slide_mpp, score_floor))
+        mpp = patches[0].slide_mpp
+        scores.append(SlideScores(slide_id, mpp, index.figures(slide_id), merge(concatenate(found), mpp, merge_um)))
+    return scores
