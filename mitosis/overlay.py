@@ -84,7 +84,7 @@ def _draw_header(figure: Figure, report: CountReport) -> None:
     _write(figure, 68, _headline(report), 21)
     _write(figure, 112, _whole_slide(report), 13)
     if report.bad_tiles:
-        damage = f"{len(report.bad_tiles)} damaged tiles: {report.excluded_mm2:.3f} mm² of the slide left out"
+        damage = f"damaged tiles: {len(report.bad_tiles)}, {report.excluded_mm2:.3f} mm² of the slide left out"
         _write(figure, 112, damage, 13, ALARM, right=True)
 
 
@@ -104,7 +104,7 @@ def _whole_slide(report: CountReport) -> str:
     density = "" if report.density_per_mm2 is None else f" = {report.density_per_mm2:.2f} per mm²"
     return (
         f"whole slide: {report.mitotic_count} in {report.tissue_mm2:.2f} mm² of tissue{density}   ·   "
-        f"threshold {report.threshold:.4g}   ·   {report.n_candidates - report.mitotic_count} candidates below it"
+        f"threshold {report.threshold:.4g}   ·   candidates below it: {report.n_candidates - report.mitotic_count}"
     )
 
 

@@ -72,7 +72,7 @@ class UNet(nn.Module):
         Two 3x3 convolutions a level reach ``2 * 2 ** k`` on the way down and the same on the way up; pooling and
         upsampling add the position inside a block. In all ``7 * 2 ** depth - 5``.
         """
-        radius = 7 * 2**self.depth - 5
+        radius = 7 * self.stride - 5
         return -(-radius // self.stride) * self.stride
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,9 +1,32 @@
-"""What several test files share."""
+"""What several test files share: tiny slides with dark figures on pink tissue, patches of them, small networks."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from mitosis.cohort import find_sources
+from mitosis.config import Config, ExtractConfig, NetworkConfig
+from mitosis.extraction import extract_patches
+from mitosis.geometry import Box
+from mitosis.patches import PatchIndex
+from mitosis.slides import Slide, paste
+
+MPP = 0.5
+SIDE = 256
+EXTRACT = ExtractConfig(mpp=MPP, size=64, jitter=12, val_fraction=0.34)
+TINY = Config.model_validate(
+    {
+        "extract": EXTRACT,
+        "network": {"width": 2, "depth": 1},
+        "train": {"steps": 4, "batch_size": 4, "crop": 32, "validate_every": 2, "warmup_steps": 1},
+    }
+)
+TISSUE, FIGURE, LOOK_ALIKE = (226, 160, 196), (62, 30, 104), (150, 60, 70)
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +37,195 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MITOSIS_DATA")
     return folder
+
+
+class ArraySlide(Slide):
+    """An image in memory as a slide; `bad_tiles` are given, not found."""
+
+    def __init__(self, pixels, mpp=MPP, bad_tiles=(), path="memory.png"):
+        self.path, self.mpp, self.properties = Path(path), mpp, {}
+        self.pixels, self.bad = pixels, tuple(bad_tiles)
+        self.dimensions = (pixels.shape[1], pixels.shape[0])
+        self.level_dimensions, self.level_downsamples = (self.dimensions,), (1.0,)
+
+    @property
+    def bad_tiles(self):
+        return self.bad
+
+    def read_region(self, location, level, size):
+        region = self.level_box(location, level, size)
+        canvas = np.full((size[1], size[0], 3), 255, np.uint8)
+        paste(canvas, region, self.pixels, Box(0, 0, *self.dimensions))
+        return canvas
+
+    def close(self):
+        pass
+
+
+def draw_field(figures, look_alikes=(), width=SIDE, height=SIDE, glass=0, seed=0, radius=5.0):
+    """Noisy tissue with round figures, uint8 [height, width, 3]; the `glass` columns on the left are empty."""
+    noise = np.random.default_rng(seed).integers(-10, 11, (height, width, 3))
+    image = np.clip(np.array(TISSUE) + noise, 0, 255)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    for places, colour in ((figures, FIGURE), (look_alikes, LOOK_ALIKE)):
+        for x, y in places:
+            image[(columns - x) ** 2 + (rows - y) ** 2 <= radius**2] = colour
+    image[:, :glass] = 246
+    return image.astype(np.uint8)
+
+
+def random_places(n, seed, width=SIDE, height=SIDE, border=8, apart=24):
+    """`n` points with space between them."""
+    rng = np.random.default_rng(seed)
+    places = []
+    while len(places) < n:
+        place = rng.uniform((border, border), (width - border, height - border)).round(1)
+        if all(np.hypot(*(place - other)) >= apart for other in places):
+            places.append(place)
+    return [tuple(place.tolist()) for place in places]
+
+
+def save_slide(path, image, mpp=MPP):
+    """PNG that knows its µm/px, or does not if `mpp` is None."""
+    Image.fromarray(image).save(path, **({"dpi": (25400 / mpp, 25400 / mpp)} if mpp else {}))
+    return path
+
+
+def save_marks(path, figures, look_alikes=()):
+    lines = [f"{x},{y},mitotic figure" for x, y in figures] + [f"{x},{y},non-mitotic figure" for x, y in look_alikes]
+    path.write_text("\n".join(["x,y,label", *lines, ""]))
+    return path
+
+
+def add_slide(folder, name, seed, n_figures=6, n_look_alikes=3):
+    """``NAME.png`` and ``NAME.csv`` in `folder`; gives the places of the figures."""
+    places = random_places(n_figures + n_look_alikes, seed)
+    figures, look_alikes = places[:n_figures], places[n_figures:]
+    save_slide(folder / f"{name}.png", draw_field(figures, look_alikes, seed=seed))
+    save_marks(folder / f"{name}.csv", figures, look_alikes)
+    return figures
+
+
+def extract(slides, out, config=EXTRACT, workers=1, **options):
+    """Records of an extraction by slide."""
+    options = {"annotations": slides, **options}
+    records = list(extract_patches(find_sources([slides], **options), out, config, workers))
+    return {record.slide_id: record for record in records}
+
+
+def contents(folder):
+    """Bytes of every file below a folder by relative name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def slides_folder(tmp_path_factory):
+    """Three marked slides of two cases (A01, A02 of A; B01 of B); read-only by agreement."""
+    folder = tmp_path_factory.mktemp("slides")
+    for seed, name in enumerate(("A01", "A02", "B01"), start=1):
+        add_slide(folder, name, seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def patches_folder(slides_folder, tmp_path_factory):
+    """The patches of `slides_folder`, cases A and B; read-only by agreement."""
+    out = tmp_path_factory.mktemp("extracted") / "patches"
+    extract(slides_folder, out, case_pattern="^[AB]")
+    return out
+
+
+@pytest.fixture
+def slides_copy(slides_folder, tmp_path):
+    """`slides_folder` to be spoiled."""
+    return Path(shutil.copytree(slides_folder, tmp_path / "slides"))
+
+
+@pytest.fixture
+def patches_copy(patches_folder, tmp_path):
+    """`patches_folder` to be spoiled."""
+    return Path(shutil.copytree(patches_folder, tmp_path / "patches"))
+
+
+@pytest.fixture
+def index(patches_folder):
+    return PatchIndex.read(patches_folder)
+
+
+def busy_network(depth=2, width=4, seed=0):
+    """A network with random weights whose output varies a lot and hangs on everything within its margin."""
+    import torch
+
+    from mitosis.engines import to_input
+    from mitosis.unet import UNet
+
+    torch.manual_seed(seed)
+    network = UNet(width, depth)
+    field = to_input(torch.from_numpy(draw_field(random_places(20, seed), random_places(10, seed + 1))[np.newaxis]))
+    with torch.no_grad():
+        for _ in range(30):  # the running statistics of batch normalisation come near those of the field
+            network(field)
+        network.eval()
+        logits = network(field)
+        spread, mean = torch.std_mean(logits[:, 1] - logits[:, 0])
+        network.head.weight.mul_(2.0 / spread)
+        network.head.bias.mul_(2.0 / spread)
+        network.head.bias[0] += 2.0 * mean / spread + 2.0
+    return network
+
+
+def save_network(network, folder, threshold=0.5):
+    """A model folder; gives its card."""
+    from mitosis.checkpoints import ModelCard, save_model
+
+    shape = NetworkConfig(width=network.width, depth=network.depth, classes=network.classes)
+    card = ModelCard(network=shape, classes=("background", "mitotic figure"), mpp=MPP, threshold=threshold)
+    folder.mkdir(exist_ok=True)
+    return save_model(folder, network.state_dict(), card)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A model that finds figures and nothing else; read-only by agreement."""
+    folder = tmp_path_factory.mktemp("model") / "run"
+    save_network(_darkness_network(), folder)
+    return folder
+
+
+def _darkness_network():
+    """A U-Net set by hand: its logit is how dark a pixel's red is, which tells figures from all else."""
+    import torch
+
+    from mitosis.unet import UNet
+
+    network = UNet(width=2, depth=1).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for layers, channel in ((network.down[0], 0), (network.up[0], 4)):
+            layers[0].weight[0, channel, 1, 1] = 1.0
+            layers[3].weight[0, 0, 1, 1] = 1.0
+            for norm in (layers[1], layers[4]):
+                norm.weight.fill_(1.0)
+        network.head.weight[1, 0] = 20.0
+        network.head.bias[0] = 12.0
+    return network
+
+
+@pytest.fixture
+def run_cli(capfd, monkeypatch):
+    """Run ``mitosis`` in this process; gives (exit code, standard output, standard error)."""
+    from mitosis.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mitosis", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        else:
+            code = 0
+        return (code, *capfd.readouterr())
+
+    return run

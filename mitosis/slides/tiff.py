@@ -1,0 +1,243 @@
+"""TIFF slides: SVS, generic pyramids, OME-TIFF, NDPI as far as tifffile indexes it, striped files.
+
+tifffile only reads the index. Tiles are read by position, so threads share one open file without a lock, and nothing
+larger than a tile is held beside what is asked for.
+"""
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from mitosis.errors import SlideError
+from mitosis.geometry import Box
+from mitosis.slides import BadTile, Slide, UnsupportedSlideError, paste, usable_mpp
+from mitosis.slides.decode import Decoder, has_plain_rows, refusal, tile_decoder
+from mitosis.slides.tiff_index import check_directories, downsample, measured_mpp, properties, pyramid_pages
+
+__all__ = ["TiffSlide", "open_tiff"]
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_PIXELS, MAX_TILES, MAX_TILE_SIDE, MAX_STRIP_BYTES = 4e10, 4_000_000, 8192, 1 << 28
+PIECE_BYTES = 1 << 18  # an image stored as one uncompressed strip is read in pieces of about this size
+
+
+def open_tiff(path: Path, mpp: float | None = None) -> Slide | None:
+    """Open `path` if it begins like a TIFF file; see `mitosis.slides.open_slide`."""
+    with path.open("rb") as stream:
+        if stream.read(4) not in MAGIC:
+            return None
+    return TiffSlide(path, mpp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """One level of the pyramid; a strip is a wide tile."""
+
+    dimensions: tuple[int, int]
+    tile_size: tuple[int, int]
+    sparse: NDArray[np.bool_]  # tiles that were never scanned
+    decode: Decoder
+
+    @property
+    def across(self) -> int:
+        return -(-self.dimensions[0] // self.tile_size[0])
+
+    def box(self, index: int) -> Box:
+        """Where a tile lies, px of this level; clipped at the level's edge."""
+        row, column = divmod(index, self.across)
+        x, y = column * self.tile_size[0], row * self.tile_size[1]
+        return Box(x, y, min(x + self.tile_size[0], self.dimensions[0]), min(y + self.tile_size[1], self.dimensions[1]))
+
+    def touched(self, region: Box) -> Iterator[int]:
+        """Tiles that a region of this level touches."""
+        (width, height), (tile_width, tile_height) = self.dimensions, self.tile_size
+        first, last = max(region.x0, 0) // tile_width, (min(region.x1, width) - 1) // tile_width
+        for row in range(max(region.y0, 0) // tile_height, (min(region.y1, height) - 1) // tile_height + 1):
+            yield from range(row * self.across + first, row * self.across + last + 1)
+
+
+class TiffSlide(Slide):
+    """A TIFF file as a slide.
+
+    Notes
+    -----
+    Colours are what the samples say; an ICC profile is not applied. 16-bit samples are scaled to 8 bits, grey is
+    repeated, transparency laid on white. Label, macro and thumbnail images are no levels.
+    """
+
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
+        self.path, self._given_mpp = Path(path), mpp
+        self._bad: dict[tuple[int, int], BadTile] = {}
+        self._lock = threading.Lock()
+        self._file = self.path.open("rb", buffering=0)
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        n_pages = check_directories(self.path, self._file.fileno())
+        try:
+            with _quiet_tifffile(), tifffile.TiffFile(self.path) as file:
+                pages = pyramid_pages(self.path, file, n_pages)
+                self._levels = [self._level(page) for page in pages]
+                self._check_codec(self._levels[0])
+                self.properties = properties(pages[0])
+                measured = measured_mpp(pages[0])
+        except SlideError:
+            raise
+        except Exception as error:  # a damaged index ends in whatever error the parser runs into
+            raise self._damaged(f"its index makes no sense ({error!r:.100})") from error
+        self.level_dimensions = tuple(level.dimensions for level in self._levels)
+        self.dimensions = self.level_dimensions[0]
+        self.level_downsamples = tuple(downsample(self.dimensions, size) for size in self.level_dimensions)
+        self.mpp = usable_mpp(self.path, measured, self._given_mpp)
+
+    def _damaged(self, reason: str) -> SlideError:
+        return SlideError(f"{self.path}: damaged TIFF file, {reason}. Copy it again from its source.")
+
+    def _level(self, page: Any) -> _Level:
+        if reason := refusal(page):
+            raise UnsupportedSlideError(f"{self.path}: {reason}. Export it as an 8-bit RGB TIFF with JPEG tiles.")
+        dimensions = (page.imagewidth, page.imagelength)
+        if not 0 < math.prod(dimensions) <= MAX_PIXELS:
+            raise self._damaged(f"it claims {dimensions[0]} x {dimensions[1]} px")
+        tile_size, offsets, counts = self._segments(page)
+        n_tiles = math.prod(-(-whole // part) for whole, part in zip(dimensions, tile_size, strict=True))
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        if n_tiles > MAX_TILES or not len(offsets) == len(counts) == n_tiles * planes:
+            raise self._damaged(
+                f"{len(offsets)} tiles where {dimensions[0]} x {dimensions[1]} px need {n_tiles * planes}"
+            )
+        size = os.fstat(self._file.fileno()).st_size
+        if (offsets < 0).any() or (counts < 0).any() or (offsets > size - counts).any():
+            raise self._damaged(f"it ends after {size} bytes, before the last of its tiles")
+        sparse = ((offsets == 0) | (counts == 0)).reshape(planes, -1).any(axis=0)
+        read = partial(self._bytes, offsets, counts)
+        return _Level(dimensions, tile_size, sparse, tile_decoder(page, read, _probes(sparse)))
+
+    def _segments(self, page: Any) -> tuple[tuple[int, int], NDArray[np.int64], NDArray[np.int64]]:
+        """Size of a page's tiles, their offsets and byte counts in the file."""
+        offsets, counts = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+        if page.is_tiled:
+            if not (0 < page.tilewidth <= MAX_TILE_SIDE and 0 < page.tilelength <= MAX_TILE_SIDE):
+                raise self._damaged(f"it claims tiles of {page.tilewidth} x {page.tilelength} px")
+            return (page.tilewidth, page.tilelength), offsets, counts
+        width, height, rows = page.imagewidth, page.imagelength, page.rowsperstrip
+        row_bytes = width * page.samplesperpixel * page.dtype.itemsize
+        if has_plain_rows(page) and len(offsets) == 1 and counts[0] == height * row_bytes:
+            rows = max(1, PIECE_BYTES // row_bytes)
+            starts = np.arange(0, height, rows)
+            offsets, counts = offsets + starts * row_bytes, np.minimum(rows, height - starts) * row_bytes
+        if rows * row_bytes > MAX_STRIP_BYTES:
+            raise UnsupportedSlideError(
+                f"{self.path}: strips of {rows * row_bytes / 1e6:.0f} MB. Export it with tiles."
+            )
+        return (width, rows), offsets, counts
+
+    def _check_codec(self, level: _Level) -> None:
+        """Refuse a slide of which nothing can be decoded; single bad tiles come to light when they are read."""
+        reasons = []
+        for index in _probes(level.sparse):
+            try:
+                level.decode(index)
+                return
+            except SlideError:
+                raise
+            except Exception as error:  # every codec has errors of its own
+                reasons.append(str(error) or repr(error))
+        if reasons:
+            raise UnsupportedSlideError(
+                f"{self.path}: tiles that cannot be decoded ({reasons[0]:.100}). Copy it again."
+            )
+
+    def _bytes(self, offsets: NDArray[np.int64], counts: NDArray[np.int64], index: int) -> bytes:
+        count = int(counts[index])
+        try:
+            data = os.pread(self._file.fileno(), count, int(offsets[index]))
+        except OSError as error:
+            raise SlideError(f"{self.path}: reading failed ({error.strerror}). Check the disk or network.") from error
+        if len(data) < count:
+            raise ValueError("the file ends inside it")
+        return data
+
+    @property
+    def bad_tiles(self) -> tuple[BadTile, ...]:
+        with self._lock:
+            return tuple(self._bad.values())
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        if self._file.closed:
+            raise SlideError(f"{self.path}: this slide was closed. Open it again.")
+        region = self.level_box(location, level, size)
+        plane = self._levels[level]
+        pixels: NDArray[np.uint8] | None = None
+        for index in plane.touched(region):
+            tile, box = self._tile(level, index), plane.box(index)
+            if tile is None:
+                continue
+            if box == region and tile.shape[:2] == (size[1], size[0]):
+                return tile if tile.flags.writeable else tile.copy()
+            if pixels is None:
+                pixels = np.full((size[1], size[0], 3), 255, np.uint8)
+            paste(pixels, region, tile, box)
+        return np.full((size[1], size[0], 3), 255, np.uint8) if pixels is None else pixels
+
+    def _tile(self, level: int, index: int) -> NDArray[np.uint8] | None:
+        """Pixels of a tile, or None where it was never scanned or is damaged."""
+        plane = self._levels[level]
+        if plane.sparse[index] or (level, index) in self._bad:
+            return None
+        box = plane.box(index)
+        try:
+            tile = plane.decode(index)
+            if tile.shape[0] < box.y1 - box.y0 or tile.shape[1] < box.x1 - box.x0:
+                raise ValueError(f"its data holds only {tile.shape[1]} x {tile.shape[0]} px")
+        except SlideError:
+            raise
+        except Exception as error:  # every codec has errors of its own
+            bad = BadTile(level, self.full_box(level, box), str(error) or repr(error))
+            with self._lock:
+                self._bad.setdefault((level, index), bad)
+            return None
+        return tile
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TiffSlide, (self.path, self._given_mpp)
+
+
+def _probes(sparse: NDArray[np.bool_]) -> list[int]:
+    """A first, a middle and a last tile that hold data."""
+    filled = np.flatnonzero(~sparse)
+    return [int(filled[i]) for i in (0, len(filled) // 2, -1)] if len(filled) else []
+
+
+@contextmanager
+def _quiet_tifffile() -> Iterator[None]:
+    """Keep tifffile's log lines of this thread back: what matters in them is checked here and raised."""
+    here = threading.get_ident()
+    logger = logging.getLogger("tifffile")
+
+    def is_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    logger.addFilter(is_elsewhere)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_elsewhere)

@@ -1,0 +1,212 @@
+"""Measure the toolkit beside what else does the same job, in turn, in one run.
+
+Usage: python scripts/benchmark.py read [--slide FILE] [--json]
+
+Figures are medians over rounds in which the contenders take turns on fresh work, as CPU time of the process, so a busy
+machine disturbs the ratios little. A benchmark is a function and a line in `BENCHMARKS`.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import simplejpeg
+import tifffile
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from mitosis.geometry import Box
+from mitosis.slides import Slide, open_slide
+
+__all__ = ["BENCHMARKS", "Figure", "main", "write_example_slide"]
+
+ROUNDS = 5
+REGION, N_REGIONS = 512, 60
+TILE = 256
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value beside its baseline; `ratio` is how many times less than the baseline it is."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float
+    ratio: float
+
+
+def read(arguments: argparse.Namespace) -> list[Figure]:
+    """Time to read a JPEG slide, against OpenSlide and against nothing but decoding the same tiles."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = arguments.slide or write_example_slide(Path(folder) / "example.svs", arguments.side)
+        with open_slide(path, mpp=0.25) as slide:
+            return [
+                *_read_figures("tiles in order", slide, _tiles_in_order(slide)),
+                *_read_figures(f"random {REGION} px", slide, _random_regions(slide)),
+            ]
+
+
+def _read_figures(name: str, slide: Slide, rounds: Sequence[Sequence[Box]]) -> Iterator[Figure]:
+    rival, tiles = openslide.OpenSlide(slide.path), _RawTiles(slide.path)
+    contenders: dict[str, Callable[[Any], Any]] = {
+        "mitosis": lambda box: slide.read_region((box.x0, box.y0), 0, box.size),
+        "openslide": lambda box: np.asarray(rival.read_region((box.x0, box.y0), 0, box.size).convert("RGB")),
+        "decoding": lambda stream: simplejpeg.decode_jpeg(stream, "RGB", strict=True),
+    }
+    work = [{"mitosis": boxes, "openslide": boxes, "decoding": tiles.touched(boxes)} for boxes in rounds]
+    seconds = _take_turns(contenders, work)
+    for box in (box for boxes in rounds for box in boxes):
+        _check_pixels(contenders["mitosis"](box), contenders["openslide"](box))
+    rival.close()
+    megapixels = statistics.mean(sum(b.size[0] * b.size[1] for b in boxes) for boxes in rounds) / 1e6
+    cost = {contender: 1000 * value / megapixels for contender, value in seconds.items()}
+    for baseline in ("openslide", "decoding"):
+        ratio = cost[baseline] / cost["mitosis"]
+        yield Figure(f"{name}, against {baseline}", cost["mitosis"], "CPU ms/Mpx", cost[baseline], ratio)
+
+
+def _take_turns(
+    contenders: Mapping[str, Callable[[Any], Any]], rounds: Sequence[Mapping[str, Sequence[Any]]]
+) -> dict[str, float]:
+    """Median CPU seconds a round of each contender; what they return is dropped at once, as a consumer would."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    for number, work in enumerate(rounds):
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            start = time.process_time()
+            for item in work[name]:
+                contenders[name](item)
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _check_pixels(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
+    difference = np.abs(ours.astype(np.int16) - theirs).max()
+    if difference > 1:
+        raise SystemExit(f"pixels differ from OpenSlide's by {difference}: the times say nothing.")
+
+
+class _RawTiles:
+    """Complete JPEG streams of a slide's level 0, ready to decode."""
+
+    def __init__(self, path: Path) -> None:
+        self._data = path.read_bytes()
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            if page.compression != tifffile.COMPRESSION.JPEG or not page.is_tiled:
+                raise SystemExit(f"{path}: this benchmark needs a slide of JPEG tiles.")
+            self._offsets, self._counts, self._tables = page.dataoffsets, page.databytecounts, page.jpegtables
+            self.side = (page.tilewidth, page.tilelength)
+            self._across = -(-page.imagewidth // page.tilewidth)
+
+    def touched(self, boxes: Sequence[Box]) -> list[bytes]:
+        """Streams of the tiles that each box touches; a tile touched by two boxes comes twice."""
+        width, height = self.side
+        return [
+            self._stream(row * self._across + column)
+            for box in boxes
+            for row in range(box.y0 // height, -(-box.y1 // height))
+            for column in range(box.x0 // width, -(-box.x1 // width))
+        ]
+
+    def _stream(self, index: int) -> bytes:
+        raw = self._data[self._offsets[index] : self._offsets[index] + self._counts[index]]
+        return self._tables[:-2] + raw[2:] if self._tables else raw
+
+
+def _tiles_in_order(slide: Slide) -> list[list[Box]]:
+    """Every whole tile of level 0 once, row by row, dealt to the rounds in runs."""
+    width, height = _RawTiles(slide.path).side
+    columns, rows = slide.dimensions[0] // width, slide.dimensions[1] // height
+    places = [(column * width, row * height) for row in range(rows) for column in range(columns)]
+    run = len(places) // ROUNDS
+    boxes = [Box(x, y, x + width, y + height) for x, y in places]
+    return [boxes[n * run : (n + 1) * run] for n in range(ROUNDS)]
+
+
+def _random_regions(slide: Slide) -> list[list[Box]]:
+    rng = np.random.default_rng(0)
+    highest = np.subtract(slide.dimensions, REGION)
+    corners = rng.integers(0, highest, (ROUNDS, N_REGIONS, 2), endpoint=True).tolist()
+    return [[Box(x, y, x + REGION, y + REGION) for x, y in places] for places in corners]
+
+
+def write_example_slide(path: Path, side: int = 8192) -> Path:
+    """Write a pyramid like an Aperio scan: JPEG tiles of 256 px, quality 80, 4:2:0, three levels, stained noise."""
+    field = _stained_noise(2048)
+    repeats = -(-side // len(field))
+    image = np.tile(field, (repeats, repeats, 1))[:side, :side]
+    description = f"Aperio Image Library\n{side}x{side} ({TILE}x{TILE}) JPEG/YCC Q=80|AppMag = 40|MPP = 0.25"
+    with tifffile.TiffWriter(path) as writer:
+        for factor in (1, 4, 16):
+            level = np.ascontiguousarray(image[::factor, ::factor])
+            _write_tiles(writer, level, description)
+            if factor == 1:  # where an SVS has its thumbnail
+                writer.write(image[::32, ::32], photometric="rgb", compression="jpeg", metadata=None)
+    return path
+
+
+def _write_tiles(writer: tifffile.TiffWriter, image: NDArray[np.uint8], description: str) -> None:
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((0, -height % TILE), (0, -width % TILE), (0, 0)), mode="edge")
+    tiles = (
+        simplejpeg.encode_jpeg(np.ascontiguousarray(padded[y : y + TILE, x : x + TILE]), 80, "RGB", "420")
+        for y in range(0, height, TILE)
+        for x in range(0, width, TILE)
+    )
+    writer.write(
+        tiles,
+        shape=image.shape,
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        photometric="ycbcr",
+        subsampling=(2, 2),
+        compression="jpeg",
+        description=description,
+        metadata=None,
+    )
+
+
+def _stained_noise(side: int) -> NDArray[np.uint8]:
+    """Dark round blots on pink, [side, side, 3]: compresses about like H&E at 0.25 µm/px."""
+    rng = np.random.default_rng(0)
+    texture = gaussian_filter(rng.standard_normal((side, side)).astype(np.float32), 1.2, mode="wrap") * 3.5
+    nuclei = gaussian_filter(rng.standard_normal((side, side)).astype(np.float32), 8, mode="wrap") * 30
+    stain = np.clip(nuclei - 0.5, 0, 1) + 0.12 * texture
+    pink, purple = np.array([232, 188, 214], np.float32), np.array([96, 62, 140], np.float32)
+    image = pink + stain[..., None] * (purple - pink)
+    rounded: NDArray[np.uint8] = np.clip(image, 0, 255).astype(np.uint8)
+    return rounded
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {"read": read}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one benchmark and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(BENCHMARKS))
+    parser.add_argument("--json", action="store_true", help="one JSON object a figure")
+    parser.add_argument("--slide", type=Path, help="read: a slide of JPEG tiles instead of the drawn one")
+    parser.add_argument("--side", type=int, default=8192, help="read: side of the drawn slide in px")
+    parsed = parser.parse_args(arguments)
+    for figure in BENCHMARKS[parsed.name](parsed):
+        if parsed.json:
+            print(json.dumps(asdict(figure)))
+        else:
+            print(
+                f"{figure.name:<40} {figure.value:>8.2f} {figure.unit:<11} {figure.baseline:>8.2f} x{figure.ratio:.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

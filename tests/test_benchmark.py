@@ -1,0 +1,61 @@
+"""The benchmark script: its figures are there and make sense; how fast it is depends on the machine."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitosis.slides import open_slide
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_read_gives_one_json_object_a_figure(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    script["main"](["read", "--json", "--side", "1536"])
+    figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [figure["name"] for figure in figures] == [
+        "tiles in order, against openslide",
+        "tiles in order, against decoding",
+        "random 512 px, against openslide",
+        "random 512 px, against decoding",
+    ]
+    for figure in figures:
+        assert figure["unit"] == "CPU ms/Mpx"
+        assert figure["ratio"] == pytest.approx(figure["baseline"] / figure["value"])
+        assert figure["value"] > 0
+
+
+def test_without_json_it_prints_a_table(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = script["Figure"]("reading", 2.0, "s", 6.0, 3.0)
+    monkeypatch.setitem(script["BENCHMARKS"], "read", lambda _: [figure])
+    script["main"](["read"])
+    assert capsys.readouterr().out.split() == ["reading", "2.00", "s", "6.00", "x3.00"]
+
+
+def test_the_drawn_slide_is_an_svs_pyramid(script: dict[str, Any], tmp_path: Path) -> None:
+    path = script["write_example_slide"](tmp_path / "a.svs", 1024)
+    with open_slide(path) as slide:
+        assert slide.level_dimensions == ((1024, 1024), (256, 256), (64, 64))
+        assert slide.mpp == 0.25
+        assert slide.properties["vendor"] == "Aperio"
+        pixels = slide.read_region((0, 0), 0, (512, 512))
+    red, green, blue = pixels.reshape(-1, 3).mean(axis=0)
+    assert red > green < blue  # purple on pink
+
+
+def test_pixels_that_differ_stop_the_benchmark(script: dict[str, Any]) -> None:
+    import numpy as np
+
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    script["_check_pixels"](grey, grey + 1)
+    with pytest.raises(SystemExit, match="differ from OpenSlide's by 2"):
+        script["_check_pixels"](grey, grey + 2)
