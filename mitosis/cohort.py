@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from mitosis.errors import ConfigError, SlideError, SlideNotFoundError
+from mitosis.errors import AnnotationError, ConfigError, SlideError, SlideNotFoundError
 from mitosis.slides import is_slide
 
 __all__ = ["SlideSource", "find_sources", "read_manifest"]
@@ -62,17 +62,20 @@ def find_sources(
     SlideNotFoundError
         A path does not exist, or a folder holds no slide.
     SlideError
-        Two slides have one name.
+        Two slides have one name, or one has none.
+    AnnotationError
+        `annotations` does not exist.
     ConfigError
         The pattern is no regular expression, or a slide's name does not match it.
     """
     files = [file for path in paths for file in _slides_at(path)]
     pattern = _compiled(case_pattern)
+    _check_marks(annotations)
     sources = [
         SlideSource(file, file.stem, _case(file.stem, pattern), domain, mpp, annotations)
         for file in sorted(files, key=lambda file: file.stem)
     ]
-    _refuse_equal_names(sources)
+    _check_names(sources)
     return sources
 
 
@@ -85,6 +88,10 @@ def read_manifest(path: Path) -> list[SlideSource]:
     ------
     ConfigError
         The manifest has no such column, or a value cannot be read.
+    SlideError
+        Two slides have one name, or one has none.
+    AnnotationError
+        A file of marks does not exist.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -94,21 +101,22 @@ def read_manifest(path: Path) -> list[SlideSource]:
     if not rows or "slide" not in rows[0]:
         raise ConfigError(f"{path}: a manifest needs a header with the column 'slide' and at least one row")
     sources = sorted((_source(path, number, row) for number, row in enumerate(rows, 2)), key=lambda s: s.slide_id)
-    _refuse_equal_names(sources)
+    _check_names(sources)
     return sources
 
 
 def _source(manifest: Path, line: int, row: dict[str, str]) -> SlideSource:
+    if not row["slide"]:
+        raise ConfigError(f"{manifest}, line {line}: no slide in this row. Name one, or delete the row.")
     slide = manifest.parent / row["slide"]
-    marks = row.get("annotations")
+    marks = manifest.parent / row["annotations"] if row.get("annotations") else None
+    _check_marks(marks)
     try:
         mpp = float(row["mpp"]) if row.get("mpp") else None
     except ValueError as error:
         raise ConfigError(f"{manifest}, line {line}: mpp {row['mpp']!r} is not a number") from error
     case = row.get("case") or slide.stem
-    return SlideSource(
-        slide, slide.stem, case, row.get("domain") or "", mpp, manifest.parent / marks if marks else None
-    )
+    return SlideSource(slide, slide.stem, case, row.get("domain") or "", mpp, marks)
 
 
 def _slides_at(path: Path) -> list[Path]:
@@ -138,7 +146,15 @@ def _case(slide_id: str, pattern: re.Pattern[str] | None) -> str:
     return found[1] if pattern.groups else found[0]
 
 
-def _refuse_equal_names(sources: Sequence[SlideSource]) -> None:
+def _check_marks(annotations: Path | None) -> None:
+    if annotations is not None and not annotations.exists():
+        raise AnnotationError(f"{annotations}: no such file or folder of marks. Check the path.")
+
+
+def _check_names(sources: Sequence[SlideSource]) -> None:
+    for source in sources:
+        if not source.slide_id.strip("."):  # it names folders of the output, and ".." would lead out of it
+            raise SlideError(f"{source.path}: a file of no name but an ending. Rename it.")
     for before, after in pairwise(sources):
         if before.slide_id == after.slide_id:
             raise SlideError(f"{before.path} and {after.path} have the same name. Rename one, or count them apart.")

@@ -99,6 +99,8 @@ class CountReport:
         Count over tissue; None where there is none.
     hotspot : Hotspot or None
         None where there is no tissue.
+    slide_dimensions : (int, int)
+        Width and height, level-0 px.
     slide_mpp, mpp : float
         µm/px of level 0, and of the pixels the network saw.
     model_sha256, source_sha256 : str
@@ -118,6 +120,7 @@ class CountReport:
     excluded_mm2: float
     density_per_mm2: float | None
     hotspot: Hotspot | None
+    slide_dimensions: tuple[int, int]
     slide_mpp: float
     mpp: float
     model_sha256: str = ""
@@ -178,6 +181,7 @@ def mitotic_count(
         excluded_mm2=everything.area_mm2 - everything.without(boxes).area_mm2,
         density_per_mm2=_density(len(counted), area),
         hotspot=find_hotspot(counted.xy, readable, hotspot_mm2, aspect) if area > 0 else None,
+        slide_dimensions=tissue.dimensions,
         slide_mpp=tissue.slide_mpp,
         mpp=mpp,
         bad_tiles=tuple(bad_tiles),

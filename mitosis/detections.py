@@ -101,7 +101,7 @@ class PeakRule:
         as high, µm. A metaphase plate is about 10 µm long.
     """
 
-    smooth_um: float = 1.5
+    smooth_um: float = 2.5
     peak_um: float = 3.0
     extent_um: float = 6.0
 

@@ -1,4 +1,4 @@
-"""All checks: format, lint, types, floors of the house, sample patches, tests. Sets itself up: ``python scripts/check.py``.
+"""All checks, with nothing but Python to start from: format, lint, types, floors of the house, sample patches, tests.
 
 ``--fast`` is for the inner loop: it leaves out the slow tests. Further arguments go to pytest.
 """

@@ -14,7 +14,7 @@ PYTHON = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 def run_inside() -> None:
     """Go on in the project's environment: make it if need be, then run this very command again with its Python."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file starts with whatever Python there is)
         sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}.")
     if Path(sys.prefix).resolve() == FOLDER.resolve():
         return
@@ -31,7 +31,16 @@ def _install() -> None:
     print(f"Setting up {FOLDER.name} (once; PyTorch is large, so this takes some minutes) ...", flush=True)
     if not PYTHON.exists():
         venv.create(FOLDER, with_pip=True)
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--editable", f"{ROOT}[dev]"]
+    command = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--editable",
+        f"{ROOT}[dev]",
+    ]
     if subprocess.run(command, check=False).returncode:
         sys.exit("The installation failed; what pip said stands above. Check the network and run this again.")
     stamp.write_text(wanted)

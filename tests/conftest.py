@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from mitosis.cohort import find_sources
@@ -89,6 +90,24 @@ def save_slide(path, image, mpp=MPP):
     """PNG that knows its µm/px, or does not if `mpp` is None."""
     Image.fromarray(image).save(path, **({"dpi": (25400 / mpp, 25400 / mpp)} if mpp else {}))
     return path
+
+
+def save_tiff(path, image, mpp=MPP, tile=64):
+    """Tiled JPEG TIFF of one level."""
+    per_cm = (1e4 / mpp, 1e4 / mpp)
+    options = {"photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 95}, "metadata": None}
+    tifffile.imwrite(path, image, tile=(tile, tile), resolution=per_cm, resolutionunit="CENTIMETER", **options)
+    return path
+
+
+def damage_tiles(path, *indices):
+    """Zero the bytes of tiles of a TIFF, numbered row by row."""
+    with tifffile.TiffFile(path) as file:
+        spans = [(file.pages[0].dataoffsets[i], file.pages[0].databytecounts[i]) for i in indices]
+    content = bytearray(path.read_bytes())
+    for start, length in spans:
+        content[start : start + length] = bytes(length)
+    path.write_bytes(content)
 
 
 def save_marks(path, figures, look_alikes=()):

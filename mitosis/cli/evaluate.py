@@ -23,21 +23,22 @@ def evaluate(
 ) -> None:
     """Compare detections with expert marks: one-to-one within 7.5 µm; precision, recall, F1.
 
+    All counted slides below RESULTS are scored, each at the threshold it was counted with unless one is given.
+
     Example: mitosis evaluate results fields/
     """
     from mitosis.errors import ConfigError
     from mitosis.evaluation import evaluate as run
     from mitosis.files import dump_json
 
-    cards = sorted(results.glob("*/count.json"))
+    cards = sorted(results.glob("**/count.json"))
     if not cards:
         raise ConfigError(f"{results}: holds no count.json. Name the folder that mitosis count wrote with --out.")
     counts = [_read_count(path) for path in cards]
-    thresholds = {count["threshold"] for count in counts}
-    if threshold is None and len(thresholds) > 1:
-        raise ConfigError(f"{results}: slides were counted at different thresholds. Pass --threshold.")
+    if threshold is not None:
+        counts = [count | {"threshold": threshold} for count in counts]
     scores = [_scores(path.parent, count, annotations) for path, count in zip(cards, counts, strict=True)]
-    evaluation = run(scores, thresholds.pop() if threshold is None else threshold)
+    evaluation = run(scores, min(count["threshold"] for count in counts))
     if as_json:
         typer.echo(dump_json(_to_dict(evaluation)), nl=False)
     else:
@@ -68,7 +69,8 @@ def _scores(folder: Path, count: dict[str, Any], annotations: Path) -> "SlideSco
         for label in (Label.MITOTIC_FIGURE, Label.NON_MITOTIC_FIGURE)
     )
     candidates = read_detections(folder / "detections.csv")
-    return SlideScores(count["slide"], count["slide_mpp"], figures, candidates, look_alikes)
+    counted = candidates[candidates.score >= count["threshold"]]
+    return SlideScores(count["slide"], count["slide_mpp"], figures, counted, look_alikes)
 
 
 def _row(result: "MatchResult", on_look_alikes: int) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _to_dict(evaluation: "Evaluation") -> dict[str, Any]:
     return {
         "protocol": "optimal",
         "radius_um": evaluation.radius_um,
-        "threshold": evaluation.threshold,
+        "lowest_threshold": evaluation.threshold,
         "slides": [of_slide(slide) for slide in evaluation.slides],
         "pooled": _row(evaluation.pooled, evaluation.on_look_alikes),
     }
@@ -107,6 +109,6 @@ def _print_table(evaluation: "Evaluation") -> None:
             f"  {row['precision']:>9.3f}  {row['recall']:>6.3f}  {row['f1']:>5.3f}"
         )
     typer.echo(
-        f"One to one within {evaluation.radius_um:g} µm, score at least {evaluation.threshold:g}; "
+        f"One to one within {evaluation.radius_um:g} µm; "
         f"{evaluation.on_look_alikes} of {evaluation.pooled.fp} false positives lie on marked look-alikes."
     )

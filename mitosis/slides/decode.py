@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-__all__ = ["Decoder", "has_plain_rows", "on_white", "refusal", "tile_decoder", "to_8_bit"]
+__all__ = ["Decoder", "has_plain_rows", "is_photograph", "on_white", "refusal", "tile_decoder", "to_8_bit"]
 
 Read = Callable[[int], bytes]
 """Bytes of a page's segment (tile or strip)."""
@@ -29,15 +29,17 @@ LAST_MARKERS = {bytes([0xFF, code]) for code in range(0xD0, 0xDA)}  # restart an
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # APP14; its last byte names the colour transform
 
 
+def is_photograph(page: Any) -> bool:
+    """Whether samples are plain numbers of up to 16 bits, not measurements (floats, signed numbers)."""
+    known = page.dtype is not None and page.dtype.kind in "bu"
+    return known and isinstance(page.bitspersample, int) and page.bitspersample <= 16 and page.imagedepth == 1
+
+
 def refusal(page: Any) -> str | None:
-    """Why the pixels of a tifffile page cannot become RGB here, or None where they can."""
-    photometric, samples, bits = int(page.photometric), page.samplesperpixel, page.bitspersample
-    if page.dtype is None or page.dtype.kind not in "bu" or not isinstance(bits, int) or bits > 16:
-        return f"pixels of {bits} bits, sample format {int(page.sampleformat)}"
+    """Why the colours of a tifffile page cannot become RGB here, or None where they can."""
+    photometric, samples = int(page.photometric), page.samplesperpixel
     if samples not in SAMPLES.get(photometric, ()):
         return f"colours of the kind {getattr(page.photometric, 'name', photometric)} with {samples} samples a pixel"
-    if page.imagedepth > 1:
-        return "a volume"
     if page.compression in JPEG_KINDS and (samples in (2, 4) or (photometric == YCBCR and page.planarconfig != 1)):
         return "JPEG tiles with transparency or separate planes"
     return None

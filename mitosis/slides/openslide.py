@@ -22,7 +22,6 @@ PROPERTIES = {
     "vendor": "openslide.vendor",
     "objective power": "openslide.objective-power",
     "scanner": "openslide.scanner-model",
-    "comment": "openslide.comment",
 }
 
 

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from mitosis.errors import SlideError
 from mitosis.geometry import Box
 from mitosis.slides import BadTile, Slide, UnsupportedSlideError, paste, usable_mpp
-from mitosis.slides.decode import Decoder, has_plain_rows, refusal, tile_decoder
+from mitosis.slides.decode import Decoder, has_plain_rows, is_photograph, refusal, tile_decoder
 from mitosis.slides.tiff_index import check_directories, downsample, measured_mpp, properties, pyramid_pages
 
 __all__ = ["TiffSlide", "open_tiff"]
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_PIXELS, MAX_TILES, MAX_TILE_SIDE, MAX_STRIP_BYTES = 4e10, 4_000_000, 8192, 1 << 28
+MAX_PIXELS, MAX_TILE_SIDE, MAX_STRIP_BYTES = 4e10, 8192, 1 << 28
 PIECE_BYTES = 1 << 18  # an image stored as one uncompressed strip is read in pieces of about this size
 
 
@@ -58,6 +58,13 @@ class _Level:
         row, column = divmod(index, self.across)
         x, y = column * self.tile_size[0], row * self.tile_size[1]
         return Box(x, y, min(x + self.tile_size[0], self.dimensions[0]), min(y + self.tile_size[1], self.dimensions[1]))
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """RGB of a tile, at least as much as is visible of it; raises some error where the data is damaged."""
+        tile, (width, height) = self.decode(index), self.box(index).size
+        if tile.ndim != 3 or tile.shape[2] != 3 or tile.shape[0] < height or tile.shape[1] < width:
+            raise ValueError(f"its data has the shape {tile.shape}, where {height} x {width} pixels are visible")
+        return tile
 
     def touched(self, region: Box) -> Iterator[int]:
         """Tiles that a region of this level touches."""
@@ -109,6 +116,9 @@ class TiffSlide(Slide):
         return SlideError(f"{self.path}: damaged TIFF file, {reason}. Copy it again from its source.")
 
     def _level(self, page: Any) -> _Level:
+        if not is_photograph(page):
+            what = f"{page.bitspersample} bits, sample format {int(page.sampleformat)}"
+            raise SlideError(f"{self.path}: pixels are measurements ({what}), not colours. Export an 8-bit RGB TIFF.")
         if reason := refusal(page):
             raise UnsupportedSlideError(f"{self.path}: {reason}. Export it as an 8-bit RGB TIFF with JPEG tiles.")
         dimensions = (page.imagewidth, page.imagelength)
@@ -117,7 +127,7 @@ class TiffSlide(Slide):
         tile_size, offsets, counts = self._segments(page)
         n_tiles = math.prod(-(-whole // part) for whole, part in zip(dimensions, tile_size, strict=True))
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
-        if n_tiles > MAX_TILES or not len(offsets) == len(counts) == n_tiles * planes:
+        if not len(offsets) == len(counts) == n_tiles * planes:
             raise self._damaged(
                 f"{len(offsets)} tiles where {dimensions[0]} x {dimensions[1]} px need {n_tiles * planes}"
             )
@@ -152,7 +162,7 @@ class TiffSlide(Slide):
         reasons = []
         for index in _probes(level.sparse):
             try:
-                level.decode(index)
+                level.pixels(index)
                 return
             except SlideError:
                 raise
@@ -200,19 +210,15 @@ class TiffSlide(Slide):
         plane = self._levels[level]
         if plane.sparse[index] or (level, index) in self._bad:
             return None
-        box = plane.box(index)
         try:
-            tile = plane.decode(index)
-            if tile.shape[0] < box.y1 - box.y0 or tile.shape[1] < box.x1 - box.x0:
-                raise ValueError(f"its data holds only {tile.shape[1]} x {tile.shape[0]} px")
+            return plane.pixels(index)
         except SlideError:
             raise
         except Exception as error:  # every codec has errors of its own
-            bad = BadTile(level, self.full_box(level, box), str(error) or repr(error))
+            bad = BadTile(level, self.full_box(level, plane.box(index)), str(error) or repr(error))
             with self._lock:
                 self._bad.setdefault((level, index), bad)
             return None
-        return tile
 
     def close(self) -> None:
         self._file.close()

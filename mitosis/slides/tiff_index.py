@@ -16,7 +16,7 @@ from mitosis.slides import MPP_RANGE, UnsupportedSlideError
 
 __all__ = ["check_directories", "downsample", "measured_mpp", "properties", "pyramid_pages"]
 
-MAX_PAGES, MAX_TAGS, MAX_SEGMENTS = 1000, 4096, 12_000_000  # 4 million tiles in up to 3 planes
+MAX_PAGES, MAX_TAGS, MAX_SEGMENTS = 1000, 4096, 4_000_000
 SUB_DIRECTORIES = 330
 SEGMENT_TAGS = (273, 279, 324, 325)
 NDPI_MAGNIFICATION = 65421
@@ -112,7 +112,7 @@ def pyramid_pages(path: Path, file: Any, n_pages: int) -> list[Any]:
     if base.software.startswith("MedScan"):
         raise UnsupportedSlideError(f"{path}: a Trestle file; only OpenSlide places its tiles.")
     if base.samplesperpixel == 1 and any(page.shape == base.shape for page in pages[1:]):
-        raise UnsupportedSlideError(f"{path}: channels or planes on separate pages. Export it as an RGB image.")
+        raise SlideError(f"{path}: channels or planes on separate pages. Export it as an RGB image.")
     others = list(base.pages) if base.subifds else pages[1:]
     levels = [base]
     for page in sorted(others, key=lambda page: -page.imagewidth):

@@ -82,7 +82,7 @@ def write_phantom(
     bigtiff = 3.3 * width * height > _CLASSIC_LIMIT
     with tempfile.TemporaryFile(dir=path.parent) as spill, atomic_write(path) as stream:
         small = np.memmap(spill, np.uint8, "w+", shape=small_shape)
-        with tifffile.TiffWriter(stream, bigtiff=bigtiff) as tiff:
+        with tifffile.TiffWriter(tifffile.FileHandle(stream, "wb", name=path.name), bigtiff=bigtiff) as tiff:
             tiles = _first_level(scene, stain or usual, dimensions, mpp, small, truth)
             _write_level(tiff, tiles, (height, width), mpp, compression, f"mitosis phantom|seed = {seed}|MPP = {mpp:g}")
             level: Pixels = small
@@ -108,7 +108,7 @@ def _write_level(
         shape=(*shape, 3),
         dtype=np.uint8,
         tile=(_TILE, _TILE),
-        photometric="ycbcr" if jpeg else "rgb",
+        photometric="rgb",
         compression=compression,
         compressionargs={"level": 90} if jpeg else None,
         subfiletype=0 if description else 1,

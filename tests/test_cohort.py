@@ -1,0 +1,126 @@
+"""Cohort: which slides a run has, and what is known of each before it is opened."""
+
+import pytest
+
+from mitosis.cohort import SlideSource, find_sources, read_manifest
+from mitosis.errors import AnnotationError, ConfigError, SlideError, SlideNotFoundError
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_folder_gives_its_slides_by_name_and_nothing_else(tmp_path):
+    folder = touch(tmp_path / "s", "b.svs", "a.PNG", "a.csv", "a_mask.png", ".hidden.png", "notes.txt")
+    touch(folder / "inner", "c.svs")
+    sources = find_sources([folder])
+    assert [source.slide_id for source in sources] == ["a", "b"]
+    assert sources[0] == SlideSource(folder / "a.PNG", "a", "a")
+
+
+def test_files_are_taken_as_named_and_options_go_to_each(tmp_path):
+    folder = touch(tmp_path, "b.svs", "a.weird", "marks.csv")
+    marks = folder / "marks.csv"
+    sources = find_sources([folder / "b.svs", folder / "a.weird"], domain="lab", mpp=0.25, annotations=marks)
+    assert [source.slide_id for source in sources] == ["a", "b"]
+    assert {(source.domain, source.mpp, source.annotations) for source in sources} == {("lab", 0.25, marks)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cases"),
+    [(None, ["A01_x", "A02_x", "B01_x"]), (r"^[AB]\d", ["A0", "A0", "B0"]), (r"^(\w)\d+", ["A", "A", "B"])],
+)
+def test_the_case_is_what_the_pattern_or_its_first_group_finds(tmp_path, pattern, cases):
+    touch(tmp_path, "A01_x.png", "A02_x.png", "B01_x.png")
+    assert [source.case_id for source in find_sources([tmp_path], case_pattern=pattern)] == cases
+
+
+def test_a_name_without_a_case_is_refused_by_name(tmp_path):
+    touch(tmp_path, "A01.png", "other.png")
+    with pytest.raises(ConfigError, match=r"finds nothing in the slide name 'other'"):
+        find_sources([tmp_path], case_pattern=r"^A\d\d")
+
+
+def test_a_pattern_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--case-pattern \(: not a regular expression"):
+        find_sources([touch(tmp_path, "a.png")], case_pattern="(")
+
+
+def test_two_slides_of_one_name_are_refused_naming_both(tmp_path):
+    paths = [touch(tmp_path / name, "same.png") / "same.png" for name in ("one", "two")]
+    with pytest.raises(SlideError, match=r"one/same\.png and .*two/same\.png have the same name"):
+        find_sources(paths)
+    with pytest.raises(SlideError, match="same name"):
+        find_sources([touch(tmp_path / "one", "same.svs")])
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(SlideNotFoundError, match=r"nothing\.svs: no such file"):
+        find_sources([tmp_path / "nothing.svs"])
+    with pytest.raises(SlideNotFoundError, match="no slide in this folder"):
+        find_sources([touch(tmp_path / "empty", "a.csv")])
+    with pytest.raises(AnnotationError, match=r"marks\.csv: no such file or folder"):
+        find_sources([touch(tmp_path / "s", "a.png")], annotations=tmp_path / "marks.csv")
+
+
+@pytest.mark.parametrize("name", ["...png", "..png"])
+def test_a_name_that_would_lead_out_of_the_output_folder_is_refused(tmp_path, name):
+    touch(tmp_path, name)
+    with pytest.raises(SlideError, match="of no name"):
+        find_sources([tmp_path / name])
+
+
+def test_a_manifest_says_everything_and_its_paths_start_at_its_folder(tmp_path):
+    touch(tmp_path / "data", "b.svs", "a.svs", "a.csv")
+    manifest = write(
+        tmp_path / "data" / "m.csv",
+        "\ufeffslide,case,domain,mpp,annotations\nb.svs,,,,\na.svs,patient 1,Aperio,0.25,a.csv\n",
+    )
+    first, second = read_manifest(manifest)
+    data = tmp_path / "data"
+    assert first == SlideSource(data / "a.svs", "a", "patient 1", "Aperio", 0.25, data / "a.csv")
+    assert second == SlideSource(data / "b.svs", "b", "b")
+
+
+def test_an_absolute_path_in_a_manifest_stays(tmp_path):
+    touch(tmp_path / "elsewhere", "a.svs")
+    manifest = write(tmp_path / "m.csv", f"slide\n{tmp_path / 'elsewhere' / 'a.svs'}\n")
+    assert read_manifest(manifest)[0].path == tmp_path / "elsewhere" / "a.svs"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "needs a header"),
+        ("slide\n", "at least one row"),
+        ("file\na.svs\n", "needs a header with the column 'slide'"),
+        ("slide,mpp\na.svs,wide\n", "line 2: mpp 'wide' is not a number"),
+        ("case,slide\np1,a.svs\np2\n", "line 3: no slide"),
+        ("slide,case\n,p1\n", "line 2: no slide"),
+        ("slide,annotations\na.svs,none.csv\n", r"none\.csv: no such file or folder"),
+    ],
+)
+def test_a_manifest_that_says_too_little_is_refused_with_its_line(tmp_path, text, complaint):
+    touch(tmp_path, "a.svs")
+    with pytest.raises((ConfigError, AnnotationError), match=complaint):
+        read_manifest(write(tmp_path / "m.csv", text))
+
+
+def test_an_unreadable_manifest_is_named(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"slide\n\xff\xfe\n")
+    for path in (tmp_path / "missing.csv", tmp_path / "m.csv", tmp_path):
+        with pytest.raises(ConfigError, match=f"{path.name}: not readable as a CSV manifest"):
+            read_manifest(path)
+
+
+def test_equal_names_in_a_manifest_are_refused(tmp_path):
+    with pytest.raises(SlideError, match="same name"):
+        read_manifest(write(tmp_path / "m.csv", "slide\none/a.svs\ntwo/a.tif\n"))

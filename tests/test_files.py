@@ -1,0 +1,107 @@
+"""Files: a write has happened completely or not at all."""
+
+import hashlib
+import json
+import math
+
+import pytest
+
+from mitosis.errors import OutputError
+from mitosis.files import atomic_write, dump_json, make_folder, sha256, write_json, write_text
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_finished_block_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_write(path) as stream:
+        stream.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_raises_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), atomic_write(path) as stream:
+        stream.write(b"half of the n")
+        raise error
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(OutputError, match=r"a\.txt: writing failed \(No space left on device\)"), atomic_write(path):
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_new_file_can_be_read_by_whom_the_umask_allows(tmp_path):
+    write_text(tmp_path / "ours.txt", "x")
+    (tmp_path / "plain.txt").write_text("x")
+    assert (tmp_path / "ours.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+
+
+@pytest.mark.parametrize("place", ["missing/a.txt", "file/a.txt", "folder"])
+def test_a_place_that_cannot_be_written_is_an_output_error_naming_it(tmp_path, place):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match=place):
+        write_text(tmp_path / place, "x")
+    assert names_in(tmp_path) == ["file", "folder"]
+    assert names_in(tmp_path / "folder") == []
+
+
+def test_make_folder_makes_parents_and_may_be_repeated(tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert make_folder(make_folder(folder)) == folder
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize(("place", "reason"), [("file", "a file of that name exists"), ("file/a", "Not a directory")])
+def test_make_folder_says_what_is_in_the_way(tmp_path, place, reason):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=reason):
+        make_folder(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_text_is_utf8_with_plain_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "µm\nzwei\n")
+    assert (tmp_path / "a.txt").read_bytes() == "µm\nzwei\n".encode()
+
+
+def test_json_comes_back_and_ends_with_a_line_end(tmp_path):
+    value = {"b": [1, 2.5, None], "a": "µm"}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert text.endswith("}\n")
+    assert "µm" in text
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_json_without_a_number_for_it_is_refused_and_nothing_written(tmp_path, number):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"score": number})
+    assert names_in(tmp_path) == []
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dump_json([number])
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1])
+def test_sha256_is_that_of_the_whole_content_and_tells_its_progress(tmp_path, size):
+    content = bytes(i % 251 for i in range(1000)) * (size // 1000 + 1)
+    path = tmp_path / "a.bin"
+    path.write_bytes(content[:size])
+    read = []
+    assert sha256(path, read.append) == hashlib.sha256(content[:size]).hexdigest()
+    assert sum(read) == size
