@@ -20,7 +20,7 @@ from PIL import Image
 from mitosis.annotations import Annotation, Label, find_annotations, load_annotations, write_points
 from mitosis.cohort import SlideSource
 from mitosis.config import Config, ExtractConfig, load_config, save_config
-from mitosis.errors import MitosisError, PatchIndexError
+from mitosis.errors import AnnotationError, MitosisError, PatchIndexError
 from mitosis.files import atomic_write, dump_json, make_folder, sha256, write_text
 from mitosis.geometry import Box, grid_dimensions, tile_grid
 from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE, draw_mask, save_mask
@@ -145,13 +145,20 @@ def _reuse_or_cut(source: SlideSource, out: Path, config: ExtractConfig) -> Slid
             "case_id": source.case_id,
             "domain": source.domain,
             "mpp": slide.mpp,
-            "marks_sha256": [sha256(path) for path in marks],
+            "marks_sha256": [_digest(path) for path in marks],
         }
         journal = out / "slides" / f"{source.slide_id}.json"
         record = _earlier(journal, key, out)
         if record:
             return record
         return _cut(slide, source, digest, out, config, journal, key)
+
+
+def _digest(marks: Path) -> str:
+    try:
+        return sha256(marks)
+    except OSError as error:
+        raise AnnotationError(f"{marks}: cannot be read ({error.strerror}). Check the path.") from error
 
 
 def _earlier(journal: Path, key: dict[str, Any], out: Path) -> SlideRecord | None:
@@ -183,6 +190,9 @@ def _cut(
     if source.annotations:
         loaded = load_annotations(source.annotations, source.slide_id, slide.dimensions, slide.mpp)
         marks, n_outside = loaded.annotations, loaded.n_outside
+    # What an earlier run noted must not vouch for what is written from here on.
+    for note in (journal, out / "index.csv"):
+        note.unlink(missing_ok=True)
     images, masks = (make_folder(out / part / source.slide_id) for part in ("images", "masks"))
     for folder in (images, masks):
         shutil.rmtree(folder)

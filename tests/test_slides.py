@@ -795,7 +795,7 @@ def sound_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @given(number=st.integers(0, 3), place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), head=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_changed_byte_ends_in_a_slide_error_or_in_pixels(
     sound_files: list[Path], number: int, place: float, value: int, head: bool
 ) -> None:
@@ -1010,7 +1010,7 @@ def test_the_best_level_is_the_coarsest_that_is_fine_enough(pyramid: Slide) -> N
     corner=st.tuples(st.floats(-0.4, 1.2), st.floats(-0.4, 1.2)),
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_a_grid_pixel_is_the_same_whichever_box_it_is_read_through(
     pyramid: Slide, mpp: float, corner: tuple[float, float], size: tuple[int, int]
 ) -> None:

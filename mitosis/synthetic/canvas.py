@@ -77,11 +77,9 @@ class Canvas:
     def noise(self, rng: np.random.Generator, name: str) -> Floats:
         """A random piece of the texture `name`, mean 0, standard deviation 1."""
         field = self.textures.fields[name]
-        period = len(field)
-        row, column = (rng.random(2) * period).astype(int)
-        n = len(self.x)
-        steps = np.arange(n)
-        return field[(row + steps)[:, None] % period, (column + steps) % period]
+        row, column = (rng.random(2) * len(field)).astype(int)
+        steps = np.arange(len(self.x))
+        return field.take(row + steps, axis=0, mode="wrap").take(column + steps, axis=1, mode="wrap")
 
     def cover(self, distance: Floats, width_um: float = 0.25) -> Floats:
         """Anti-aliased inside (1) and outside (0) of an outline, from signed distances in µm (negative inside)."""
@@ -132,12 +130,13 @@ def smooth(low: float, high: float, value: Floats) -> Floats:
 
 def disc(canvas: Canvas, x: float, y: float, radius_um: float) -> Floats:
     """Signed distance to a circle, µm."""
-    return np.hypot(canvas.x - x, canvas.y - y) - radius_um
+    return np.hypot(canvas.x - np.float32(x), canvas.y - np.float32(y)) - np.float32(radius_um)
 
 
 def capsule(along: Floats, across: Floats, half_length_um: float, radius_um: float) -> Floats:
     """Signed distance to a bar with round ends, µm; the bar is `2 * (half_length_um + radius_um)` long."""
-    return np.hypot(along - np.clip(along, -half_length_um, half_length_um), across) - radius_um
+    half = np.float32(half_length_um)
+    return np.hypot(along - np.clip(along, -half, half), across) - np.float32(radius_um)
 
 
 def outline(

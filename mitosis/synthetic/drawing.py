@@ -15,14 +15,13 @@ from mitosis.synthetic.lookalikes import LOOKALIKES
 from mitosis.synthetic.nuclei import NUCLEI
 from mitosis.synthetic.scene import OTHERS, PHASES, Cell, Scene, is_tumour
 from mitosis.synthetic.stain import Stain, margin_px, random_stain, to_rgb
-from mitosis.synthetic.texture import Textures, make_textures
+from mitosis.synthetic.texture import SENSOR, Textures, make_textures
 from mitosis.synthetic.tissue import draw_ground, make_zones
 
 __all__ = ["CELLS", "Drawing", "draw_region", "draw_tissue"]
 
 CELLS: dict[str, Kind] = {**FIGURES, **LOOKALIKES, **NUCLEI}
 _LABELS = {1: Label.MITOTIC_FIGURE, 2: Label.NON_MITOTIC_FIGURE}
-_NOISE_PERIOD = 1021
 _EDGE_UM = 11.0
 
 
@@ -61,7 +60,7 @@ def draw_region(scene: Scene, box: Box, stain: Stain, textures: Textures) -> Dra
     for cell in cells:
         _paste(cell, wide, textures, density, mask)
     light = to_rgb(density, stain, mpp)[:, margin:-margin, margin:-margin]
-    image = _sensor(light, box, stain)
+    image = _sensor(light, box, stain, textures)
     seen = [c for c in cells if CELLS[c.kind].value and _holds(box, c.x_um / mpp, c.y_um / mpp)]
     annotations = tuple(Annotation(c.x_um / mpp, c.y_um / mpp, _LABELS[CELLS[c.kind].value]) for c in seen)
     return Drawing(image, mask[margin:-margin, margin:-margin].copy(), annotations, tuple(c.kind for c in seen))
@@ -92,15 +91,11 @@ def _paste(cell: Cell, box: Box, textures: Textures, density: Floats, mask: NDAr
         mask[rows, columns][sprite.extent[inner]] = kind.value
 
 
-def _sensor(light: Floats, box: Box, stain: Stain) -> NDArray[np.uint8]:
-    """Uneven illumination and noise, then whole grey levels: uint8 [h, w, 3]."""
-    rng = np.random.default_rng(1)
-    grain = rng.normal(0, 1, (_NOISE_PERIOD, _NOISE_PERIOD)).astype(np.float32)
-    rows = (np.arange(box.y0, box.y1) % _NOISE_PERIOD)[:, None]
-    columns = np.arange(box.x0, box.x1) % _NOISE_PERIOD
+def _sensor(light: Floats, box: Box, stain: Stain, textures: Textures) -> NDArray[np.uint8]:
+    """Add noise and round to whole grey levels: uint8 [h, w, 3]."""
     image = np.empty((*light.shape[1:], 3), np.uint8)
     for colour in range(3):
-        noise = grain[(rows + 337 * colour) % _NOISE_PERIOD, (columns + 131 * colour) % _NOISE_PERIOD]
+        noise = textures.window(SENSOR, box.x0 + 337 * colour, box.y0 + 131 * colour, light.shape[1:])
         image[..., colour] = np.clip(light[colour] + np.float32(stain.noise) * noise + 0.5, 0, 255)
     return image
 
@@ -137,7 +132,7 @@ def draw_tissue(
     """
     stain = stain or random_stain(rng)
     seed = int(rng.integers(2**31))
-    zones = make_zones(rng, tumour=rng.uniform(0.0, 0.5))
+    zones = make_zones(rng, tumour=rng.uniform(0.2, 0.9))
     free = _free_sites(Scene(seed, zones), rng, (size[0] * mpp, size[1] * mpp))
     if n_mitotic + n_lookalike > len(free):
         raise ValueError(f"{n_mitotic + n_lookalike} figures do not fit in {size[0]} x {size[1]} px at {mpp} µm/px")

@@ -12,12 +12,13 @@ def _dividing_cell(
     rng: np.random.Generator, canvas: Canvas, chromatin: Floats, body: Floats, extent: Floats, density: float = 1.3
 ) -> Sprite:
     """Chromatin (signed distance, µm) in its cell (signed distance of the cell's edge, µm)."""
-    hairy = chromatin + 0.16 * canvas.noise(rng, "grain") + 0.1 * canvas.noise(rng, "fine")
+    hairy = chromatin + 0.2 * canvas.noise(rng, "clump") + 0.14 * canvas.noise(rng, "grain")
+    hairy = hairy + 0.08 * canvas.noise(rng, "fine")
     dark = canvas.cover(hairy, 0.5)
     cell = canvas.cover(body, 2.2)
     wall = np.exp(-((body / 0.45) ** 2)) * rng.uniform(0.03, 0.14)
     veil = 0.12 * np.exp(-np.maximum(hairy, 0) / 0.7)
-    blue = dark * (density + 0.1 * canvas.noise(rng, "clump") + 0.05 * canvas.noise(rng, "grain")) + (1 - dark) * veil
+    blue = dark * (density + 0.14 * canvas.noise(rng, "thread") + 0.06 * canvas.noise(rng, "grain")) + (1 - dark) * veil
     keep = (1 - rng.uniform(0.25, 0.45) * cell) * (1 - dark)
     return canvas.sprite(keep, extent, haematoxylin=blue, eosin=0.12 * dark + wall)
 
@@ -56,14 +57,15 @@ def _plate(
 ) -> Floats:
     """A fuzzy bar seen edge-on, a little bent; `angle` runs along it."""
     n = 16
-    along = np.linspace(-half_um, half_um, n) + rng.normal(0, 0.2, n)
-    bow = rng.normal(0, 0.35) * ((along / half_um) ** 2 - 0.4)
-    across = bow + rng.normal(0, 0.28, n)
+    along = np.linspace(-half_um, half_um, n) + rng.normal(0, 0.45, n)
+    bow = rng.normal(0, 0.4) * ((along / half_um) ** 2 - 0.4)
+    across = bow + rng.normal(0, 0.22, n) * width
     x = centre_um[0] + np.cos(angle) * along - np.sin(angle) * across
     y = centre_um[1] + np.sin(angle) * along + np.cos(angle) * across
-    tilt = angle + np.pi / 2 + rng.normal(0, 0.35, n)
-    bar = rods(canvas, np.column_stack([x, y, tilt, rng.uniform(0.3, 0.75, n) * width]), 0.62 * width)
-    return bar
+    tilt = angle + np.pi / 2 + rng.normal(0, 0.5, n)
+    arms = rods(canvas, np.column_stack([x, y, tilt, rng.gamma(2, 0.2, n).clip(0, 1.1) * width]), 0.6 * width)
+    spine = np.column_stack([x[1:-1], y[1:-1], np.full(n - 2, angle), np.full(n - 2, 0.5)])
+    return np.minimum(arms, rods(canvas, spine, 0.85 * width))
 
 
 def metaphase(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:
@@ -79,9 +81,11 @@ def metaphase(rng: np.random.Generator, canvas: Canvas, size: float, angle: floa
 def ring(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:
     """The plate seen from a pole: a ragged ring with a pale hole."""
     radius = 3.6 * size * rng.uniform(0.9, 1.15)
-    places = _scatter(rng, 20, radius + 0.5, radius - 0.7)
-    outward = np.arctan2(places[:, 1], places[:, 0]) + rng.normal(0, 0.5, 20)
-    wreath = rods(canvas, np.column_stack([places, outward, rng.uniform(0.3, 0.9, 20)]), 0.62)
+    places = _scatter(rng, 22, radius + 0.5, radius - 0.7)
+    outward = np.arctan2(places[:, 1], places[:, 0]) + rng.normal(0, 0.8, 22)
+    wreath = rods(canvas, np.column_stack([places, outward, rng.gamma(2, 0.3, 22).clip(0, 1.2)]), 0.66)
+    band = np.abs(outline(rng, canvas, radius, angle, rng.uniform(1.0, 1.25), 0.06)) - 0.55
+    wreath = np.minimum(wreath, band + 0.35 * canvas.noise(rng, "vacuole"))
     extent = outline(rng, canvas, radius + 1.3, angle, 1.0, 0.03)
     body = outline(rng, canvas, radius + 4.4, angle, 1.1, 0.04)
     return _dividing_cell(rng, canvas, wreath, body, extent)

@@ -2,19 +2,28 @@
 
 import numpy as np
 
-from mitosis.synthetic.canvas import Canvas, Kind, Sprite, capsule, disc, outline
+from mitosis.synthetic.canvas import Canvas, Floats, Kind, Sprite, capsule, disc, outline
 
 __all__ = ["LOOKALIKES"]
+
+
+def _shrunken(rng: np.random.Generator, canvas: Canvas, body: Floats) -> tuple[Floats, Floats]:
+    """(what stays visible, eosin) of a cell that has drawn back from its neighbours on one side."""
+    cell = canvas.cover(body, 0.7)
+    along, _ = canvas.turned(rng.uniform(0, 2 * np.pi))
+    width = 0.9 + 0.14 * np.clip(along, -4, 6) + 0.35 * canvas.noise(rng, "vacuole")
+    gap = np.exp(-((np.maximum(body - 0.3, 0) / np.maximum(width, 0.15)) ** 2)) * (1 - cell)
+    pink = cell * (rng.uniform(0.4, 0.62) + 0.05 * canvas.noise(rng, "thread") + 0.03 * canvas.noise(rng, "grain"))
+    return (1 - 0.85 * cell) * (1 - rng.uniform(0.6, 0.95) * gap), pink
 
 
 def pyknotic(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:
     """A dying cell: one smooth, even, very dark ball in shrunken, bright pink cytoplasm with a white halo."""
     edge = outline(rng, canvas, 2.5 * size * rng.uniform(0.85, 1.2), angle, rng.uniform(1.0, 1.25), 0.02)
     body = outline(rng, canvas, size * rng.uniform(4.2, 5.4), angle, rng.uniform(1.0, 1.25), 0.05)
-    nucleus, cell = canvas.cover(edge, 0.4), canvas.cover(body, 0.5)
-    halo = np.exp(-((np.maximum(body - 0.5, 0) / 0.9) ** 2)) * (1 - cell) * rng.uniform(0.6, 0.9)
-    pink = cell * (1 - nucleus) * (rng.uniform(0.55, 0.8) + 0.05 * canvas.noise(rng, "clump"))
-    keep = (1 - 0.85 * cell) * (1 - halo) * (1 - nucleus)
+    nucleus, cell = canvas.cover(edge, 0.5), canvas.cover(body, 0.7)
+    keep, pink = _shrunken(rng, canvas, body)
+    keep, pink = keep * (1 - nucleus), pink * (1 - nucleus)
     return canvas.sprite(keep, edge - 0.3, haematoxylin=1.25 * nucleus + 0.03 * cell, eosin=pink + 0.35 * nucleus)
 
 
@@ -28,10 +37,9 @@ def apoptotic(rng: np.random.Generator, canvas: Canvas, size: float, angle: floa
         around += rng.uniform(1.2, 2.0)
         radius = size * (1.5 if k == 0 else rng.uniform(0.5, 1.0))
         globules = np.minimum(globules, disc(canvas, far * np.cos(around), far * np.sin(around), radius))
-    dark, cell = canvas.cover(globules, 0.35), canvas.cover(body, 0.5)
-    halo = np.exp(-((np.maximum(body - 0.5, 0) / 0.9) ** 2)) * (1 - cell) * rng.uniform(0.6, 0.9)
-    pink = cell * (1 - dark) * (rng.uniform(0.55, 0.8) + 0.05 * canvas.noise(rng, "clump"))
-    keep = (1 - 0.85 * cell) * (1 - halo) * (1 - dark)
+    dark, cell = canvas.cover(globules, 0.45), canvas.cover(body, 0.7)
+    keep, pink = _shrunken(rng, canvas, body)
+    keep, pink = keep * (1 - dark), pink * (1 - dark)
     extent = disc(canvas, 0, 0, 3.4 * size)
     return canvas.sprite(keep, extent, haematoxylin=1.25 * dark + 0.03 * cell, eosin=pink + 0.3 * dark)
 

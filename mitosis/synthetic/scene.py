@@ -44,7 +44,7 @@ class Cell(NamedTuple):
     y_um: float
     size: float
     angle: float
-    seed: tuple[int, int, int]
+    seed: tuple[int, ...]
 
 
 class Sites(NamedTuple):
@@ -129,7 +129,7 @@ class Scene:
         usual = _usual_kinds(places, sites.chance[:, 0])
         for k, (x, y) in enumerate(sites.xy.tolist()):
             column, row = sites.index[k].tolist()
-            seed = (column + _OFFSET, row + _OFFSET, 0)
+            seed = (self.seed, column + _OFFSET, row + _OFFSET, 0)
             a, b, c, d, e = sites.chance[k, 1:].tolist()
             if sites.rare[k]:
                 yield Cell(str(sites.rare[k]), x, y, 0.88 + 0.27 * a, math.tau * b, seed)
@@ -156,7 +156,7 @@ def _usual_kinds(places: Places, chance: NDArray[np.float64]) -> NDArray[np.str_
     """The ordinary cell of every site, or "" for none."""
     tumour = np.select([chance < 0.07, chance < 0.2, chance < 0.215], ["", "pale", "lymphocyte"], default="epithelial")
     stroma = np.select(
-        [chance < 0.52, chance < 0.57, chance < 0.6], ["fibroblast", "lymphocyte", "red cell"], default=""
+        [chance < 0.44, chance < 0.49, chance < 0.51], ["fibroblast", "lymphocyte", "red cell"], default=""
     )
     empty = (places.glass > -0.04) | (places.gap > -0.12)
     inside = np.where((places.gap > 0.12) & (places.glass < -0.2) & (chance < 0.4), "red cell", "")
@@ -168,14 +168,14 @@ def _usual_kinds(places: Places, chance: NDArray[np.float64]) -> NDArray[np.str_
     return kinds
 
 
-def _crowd(kind: str, xy: tuple[float, float], chance: tuple[float, ...], seed: tuple[int, int, int]) -> Iterator[Cell]:
+def _crowd(kind: str, xy: tuple[float, float], chance: tuple[float, ...], seed: tuple[int, ...]) -> Iterator[Cell]:
     """One to four small cells around a site."""
     a, b, c, d, e = chance
     for k in range(1 + int(3.2 * c)):
         angle = math.tau * (b + k / (2 + 2 * c))
-        far = (2.2 + 2.2 * d) * (c > 0.3)
+        far = (3.0 + 2.6 * d) * (c > 0.3)
         x, y = xy[0] + far * math.cos(angle), xy[1] + far * math.sin(angle)
-        yield Cell(kind, x, y, 0.85 + 0.3 * ((a + 0.37 * k) % 1), math.tau * ((e + 0.29 * k) % 1), (*seed[:2], k))
+        yield Cell(kind, x, y, 0.85 + 0.3 * ((a + 0.37 * k) % 1), math.tau * ((e + 0.29 * k) % 1), (*seed[:-1], k))
 
 
 def _grown(box_um: BoxUm, margin_um: float) -> BoxUm:

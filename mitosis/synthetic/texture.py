@@ -10,17 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-__all__ = ["PERIOD_UM", "SCALES_UM", "Field", "Textures", "make_field", "make_textures"]
+__all__ = ["PERIOD_UM", "SCALES_UM", "SENSOR", "Field", "Textures", "make_field", "make_textures"]
 
 PERIOD_UM = 128.0
 SCALES_UM = {"fine": 0.9, "grain": 1.5, "clump": 2.4, "thread": 3.6, "vacuole": 7.0, "cloud": 16.0}
+SENSOR = "sensor"
+_SENSOR_PERIOD = 1021  # px
 _CYCLES = 256  # a period; the finest wavelength is PERIOD_UM / _CYCLES
 _SPLINE_STD = 0.48  # of a cubic B-spline over independent coefficients of standard deviation 1
 
 
 @dataclass(frozen=True)
 class Textures:
-    """Tiling noise at one µm/px, for each name of `SCALES_UM`: float32 [n, n], mean 0, standard deviation about 1."""
+    """Tiling noise at one µm/px, for each name of `SCALES_UM`: float32 [n, n], mean 0, standard deviation
+    about 1. `SENSOR` is the noise of single pixels.
+    """
 
     mpp: float
     fields: dict[str, NDArray[np.float32]]
@@ -28,16 +32,17 @@ class Textures:
     def window(self, name: str, left: int, top: int, shape: tuple[int, int]) -> NDArray[np.float32]:
         """The texture over the pixels from (`left`, `top`) of the slide's grid, [h, w]."""
         field = self.fields[name]
-        rows = np.arange(top, top + shape[0]) % len(field)
-        columns = np.arange(left, left + shape[1]) % len(field)
-        return field[rows[:, None], columns]
+        rows, columns = np.arange(top, top + shape[0]), np.arange(left, left + shape[1])
+        return field.take(rows, axis=0, mode="wrap").take(columns, axis=1, mode="wrap")
 
 
 def make_textures(mpp: float) -> Textures:
     """Draw every texture at `mpp`; they are always the same ones, so that a scene looks the same at any µm/px."""
     rng = np.random.default_rng(0)
     size = round(PERIOD_UM / mpp)
-    return Textures(mpp, {name: _tiling_noise(rng, size, scale) for name, scale in SCALES_UM.items()})
+    fields = {name: _tiling_noise(rng, size, scale) for name, scale in SCALES_UM.items()}
+    sensor = rng.normal(0, 1, (_SENSOR_PERIOD, _SENSOR_PERIOD)).astype(np.float32)
+    return Textures(mpp, {**fields, SENSOR: sensor})
 
 
 def _tiling_noise(rng: np.random.Generator, size: int, scale_um: float) -> NDArray[np.float32]:

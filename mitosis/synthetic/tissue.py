@@ -9,7 +9,7 @@ from scipy.spatial import KDTree
 
 from mitosis.geometry import Box
 from mitosis.synthetic.canvas import Floats, smooth
-from mitosis.synthetic.texture import Field, Textures, make_field
+from mitosis.synthetic.texture import SCALES_UM, Field, Textures, make_field
 
 __all__ = ["Places", "Zones", "draw_ground", "make_zones"]
 
@@ -150,13 +150,13 @@ def draw_ground(zones: Zones, textures: Textures, box: Box, centres_um: Reals) -
     ground = np.zeros((4, box.y1 - box.y0, box.x1 - box.x0), np.float32)
     if (places.glass >= 0.3).all():
         return ground
-    texture = {name: textures.window(name, box.x0, box.y0, ground.shape[1:]) for name in textures.fields}
+    texture = {name: textures.window(name, box.x0, box.y0, ground.shape[1:]) for name in SCALES_UM}
     cloud = pixels.spread(places.cloud)
     stroma = smooth(-0.08, 0.08, pixels.spread(places.stroma) + 0.05 * texture["vacuole"])
     epithelium = _epithelium(pixels, texture, centres_um, cloud)
     fibres = _fibres(pixels, textures, texture, places) if stroma.any() else (0.0, 0.0)
-    hole = smooth(-0.08, 0.12, pixels.spread(places.gap) + 0.12 * texture["vacuole"] + 0.06 * texture["thread"])
-    glass = smooth(-0.03, 0.03, pixels.spread(places.glass) + 0.03 * texture["vacuole"] + 0.015 * texture["clump"])
+    hole = smooth(-0.08, 0.12, pixels.spread(places.gap) + 0.08 * texture["vacuole"] + 0.03 * texture["thread"])
+    glass = smooth(-0.02, 0.02, pixels.spread(places.glass) + 0.012 * texture["vacuole"] + 0.006 * texture["thread"])
     present = (1 - hole) * (1 - glass)
     for channel in range(2):
         mixed = epithelium[channel] * (1 - stroma) + fibres[channel] * stroma
@@ -173,12 +173,12 @@ def _epithelium(pixels: _Pixels, texture: dict[str, Floats], centres: Reals, clo
     between = pixels.spread(distance[..., 1] - distance[..., 0])
     border = np.exp(-((between / 0.7) ** 2)) * smooth(-1.0, 1.0, texture["cloud"])
     slit = np.exp(-((between / 1.1) ** 2)) * smooth(0.4, 1.6, texture["vacuole"] - 0.4 * texture["cloud"])
-    threads = 0.8 - np.abs(texture["thread"] + 0.4 * texture["grain"])
-    foam = smooth(0.9, 2.0, texture["clump"] + 0.7 * texture["vacuole"])
-    light = (1 - 0.55 * foam) * (1 - 0.75 * slit)
-    eosin = 0.34 + 0.12 * cell + 0.04 * cloud + 0.09 * threads + 0.035 * texture["grain"] + 0.025 * texture["fine"]
-    blue = 0.1 + 0.08 * cell + 0.05 * threads + 0.02 * texture["clump"] + 0.02 * texture["grain"]
-    return light * blue + 0.03 * border, light * eosin + 0.13 * border
+    threads = 0.8 - np.abs(texture["clump"] + 0.4 * texture["vacuole"])
+    foam = smooth(0.6, 2.2, texture["thread"] + 0.5 * texture["clump"] + 0.7 * texture["cloud"] - 1.2 * cell)
+    light = (1 - 0.7 * foam) * (1 - 0.85 * slit)
+    eosin = 0.33 + 0.13 * cell + 0.05 * cloud + 0.09 * threads + 0.03 * texture["grain"] + 0.01 * texture["fine"]
+    blue = 0.1 + 0.08 * cell + 0.06 * threads + 0.03 * texture["clump"] + 0.015 * texture["grain"]
+    return light * blue + 0.03 * border, light * eosin + 0.16 * border
 
 
 def _fibres(pixels: _Pixels, textures: Textures, texture: dict[str, Floats], places: Places) -> tuple[Floats, Floats]:

@@ -1,0 +1,151 @@
+"""Dataset: an item hangs on (seed, epoch, row, repeat) alone, and crops of figures hold figures."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import MPP
+from PIL import Image
+
+from mitosis.config import TrainConfig
+from mitosis.dataset import PatchDataset, load_batches
+from mitosis.masks import save_mask
+from mitosis.patches import Patch, PatchIndex
+from mitosis.sampling import Draw
+
+CONFIG = TrainConfig(crop=32, batch_size=4, seed=3)
+
+
+def items(index, draws, workers=0, config=CONFIG, classes=2):
+    """(image, mask) arrays of each draw, loaded in batches of three."""
+    batches = [draws[start : start + 3] for start in range(0, len(draws), 3)]
+    loaded = load_batches(PatchDataset(index, config, classes), batches, workers)
+    return [pair for images, masks in loaded for pair in zip(images.numpy(), masks.numpy(), strict=True)]
+
+
+def same(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def figure_rows(index):
+    return [row for row, patch in enumerate(index.patches) if patch.n_mitotic]
+
+
+def test_batches_come_in_order_with_the_promised_types(index):
+    dataset = PatchDataset(index, CONFIG, 2)
+    batches = [[Draw(5, 0, 0), Draw(1, 0, 0)], [Draw(7, 0, 1)], [Draw(5, 0, 0)]]
+    loaded = list(load_batches(dataset, batches, 0))
+    assert [len(images) for images, _ in loaded] == [2, 1, 1]
+    for batch, (images, masks) in zip(batches, loaded, strict=True):
+        assert (images.dtype, images.shape[1:]) == (torch.uint8, (32, 32, 3))
+        assert (masks.dtype, masks.shape[1:]) == (torch.int64, (32, 32))
+        for draw, image, mask in zip(batch, images, masks, strict=True):
+            expected = dataset[draw]
+            assert torch.equal(image, expected[0])
+            assert torch.equal(mask, expected[1])
+    assert len(dataset) == len(index.patches)
+
+
+def test_items_are_the_same_for_any_number_of_workers_and_never_repeat(index):
+    """albumentations 2.0.8 by itself repeats one random stream in each worker and each epoch."""
+    rows = [*figure_rows(index)[:4], 0, 1]
+    draws = [Draw(row, epoch, repeat) for epoch in (0, 1) for repeat in (0, 1) for row in rows]
+    alone, *others = (items(index, draws, workers) for workers in (0, 1, 2))
+    assert same([image for image, _ in alone], [image for image, _ in items(index, draws)])
+    for loaded in others:
+        assert all(same(pair, expected) for pair, expected in zip(loaded, alone, strict=True))
+    assert len({image.tobytes() for image, _ in alone}) == len(draws)
+
+
+def test_another_seed_is_another_item(index):
+    draws = [Draw(row, 0, 0) for row in range(6)]
+    other = items(index, draws, config=CONFIG.model_copy(update={"seed": 4}))
+    assert all(not np.array_equal(a, b) for (a, _), (b, _) in zip(items(index, draws), other, strict=True))
+
+
+@pytest.fixture
+def no_augmentation(monkeypatch):
+    monkeypatch.setattr("mitosis.dataset.augment", lambda image, mask, **_: (image, mask))
+
+
+def test_crops_of_a_patch_with_a_figure_always_hold_figure_pixels(index, no_augmentation):
+    rows = [row for row in figure_rows(index) if index.patches[row].px_mitotic]
+    draws = [Draw(row, epoch, 0) for row in rows for epoch in range(4)]
+    assert len(draws) > 80
+    assert all((mask == 1).any() for _, mask in items(index, draws))
+
+
+def test_nearly_all_still_do_after_augmentation(index):
+    rows = [row for row in figure_rows(index) if index.patches[row].px_mitotic > 20]
+    held = [(mask == 1).any() for _, mask in items(index, [Draw(row, epoch, 0) for row in rows for epoch in range(2)])]
+    assert np.mean(held) > 0.97
+
+
+def test_a_crop_is_a_place_of_the_patch_with_the_mask_of_that_place(index, no_augmentation):
+    row = figure_rows(index)[0]
+    whole, mask = index.read_image(index.patches[row]), index.read_mask(index.patches[row])
+    places = set()
+    for image, crop_mask in items(index, [Draw(row, epoch, 0) for epoch in range(12)], classes=3):
+        fits = [
+            (top, left)
+            for top in range(33)
+            for left in range(33)
+            if np.array_equal(whole[top : top + 32, left : left + 32], image)
+        ]
+        assert len(fits) == 1
+        top, left = fits[0]
+        np.testing.assert_array_equal(mask[top : top + 32, left : left + 32], crop_mask)
+        places.add(fits[0])
+    assert len(places) > 6
+
+
+def _index_of_one(folder, mask):
+    """An index of a single patch with that mask."""
+    size = len(mask)
+    Image.fromarray(np.full((size, size, 3), 200, np.uint8)).save(folder / "i.png")
+    save_mask(folder / "m.png", mask)
+    n = [int((mask == value).sum()) for value in (1, 2, 255)]
+    place = {"x": 0.0, "y": 0.0, "size": size, "mpp": MPP, "slide_mpp": MPP, "on_grid": True}
+    names = {"patch_id": "p", "slide_id": "s", "case_id": "c", "domain": "", "split": "train", "source_sha256": ""}
+    counts = {"n_mitotic": min(n[0], 1), "n_non_mitotic": min(n[1], 1)}
+    pixels = {"px_mitotic": n[0], "px_non_mitotic": n[1], "px_ignore": n[2]}
+    patch = Patch(kind="mitotic", image="i.png", mask="m.png", **place, **names, **counts, **pixels)
+    return PatchIndex(folder, (patch,))
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 63), (63, 0), (63, 63), (31, 0)])
+def test_a_figure_in_the_very_corner_is_held_too(tmp_path, no_augmentation, corner):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[corner] = 1
+    index = _index_of_one(tmp_path, mask)
+    assert all((mask == 1).sum() == 1 for _, mask in items(index, [Draw(0, epoch, 0) for epoch in range(8)]))
+
+
+def test_with_room_a_figure_does_not_stand_at_the_edge_of_its_crop(tmp_path, no_augmentation):
+    mask = np.zeros((96, 96), np.uint8)
+    mask[40, 50] = 1
+    places = [np.argwhere(mask == 1)[0] for _, mask in items(_index_of_one(tmp_path, mask), [Draw(0, e, 0) for e in range(40)])]
+    assert np.min(places) >= 8
+    assert np.max(places) < 32 - 8 + 1
+    assert np.ptp(places, axis=0).min() > 8
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(2, {0, 1, 255}), (3, {0, 1, 2, 255})])
+def test_with_two_classes_a_look_alike_is_background(tmp_path, no_augmentation, classes, expected):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:8], mask[8:16], mask[16:20] = 1, 2, 255
+    ((_, got),) = items(_index_of_one(tmp_path, mask), [Draw(0, 0, 0)], classes=classes)
+    assert set(np.unique(got).tolist()) == expected
+    np.testing.assert_array_equal(got, np.where(mask == 2, 0, mask) if classes == 2 else mask)
+
+
+def test_figures_get_the_heavy_pipeline_and_all_others_the_light_one(index, monkeypatch):
+    chosen = []
+
+    def spy(image, mask, heavy, seed):  # noqa: ARG001 (the signature of `augment`)
+        chosen.append(heavy)
+        return image, mask
+
+    monkeypatch.setattr("mitosis.dataset.augment", spy)
+    items(index, [Draw(row, 0, 0) for row in range(len(index.patches))])
+    assert chosen == [patch.n_mitotic > 0 for patch in index.patches]
+    assert len(set(chosen)) == 2
