@@ -2,24 +2,34 @@
 
 import csv
 import io
+import json
 import math
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mitosis.annotations import Label
+from mitosis.annotations import Label, load_annotations
 from mitosis.counting import CountReport, Hotspot
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError
+from mitosis.evaluation import SlideScores
 from mitosis.files import make_folder, write_json, write_text
 from mitosis.overlay import draw_overlay
 from mitosis.slides import Slide
 from mitosis.tissue import TissueMask
 
-__all__ = ["DETECTION_COLUMNS", "SUMMARY_COLUMNS", "read_detections", "write_report", "write_summary"]
+__all__ = [
+    "DETECTION_COLUMNS",
+    "SUMMARY_COLUMNS",
+    "ScoredSlide",
+    "read_detections",
+    "read_scores",
+    "write_report",
+    "write_summary",
+]
 
 DETECTION_COLUMNS = ("slide", "id", "x_px", "y_px", "x_um", "y_um", "score", "class", "area_um2", "counted")
 
@@ -101,6 +111,45 @@ def read_detections(path: Path) -> Detections:
         return Detections(table[:, :2], table[:, 2], table[:, 3])
     except (OSError, IndexError, ValueError, csv.Error) as error:
         raise AnnotationError(f"{path}: not a table of detections ({error!r}). Run mitosis count again.") from error
+
+
+class ScoredSlide(NamedTuple):
+    """Marks and candidates of a slide, the threshold it was counted with, and how many marks lie outside it."""
+
+    scores: SlideScores
+    threshold: float
+    n_outside: int
+
+
+def read_scores(folder: Path, annotations: Path) -> ScoredSlide:
+    """A counted slide beside an expert's marks.
+
+    Parameters
+    ----------
+    folder : Path
+        Where `write_report` wrote.
+    annotations : Path
+        File of marks, or a folder that holds one for this slide.
+
+    Raises
+    ------
+    AnnotationError
+        The slide has no marks there, or a file is not as it should be.
+    """
+    path = folder / "count.json"
+    try:
+        count = json.loads(path.read_text(encoding="utf-8"))
+        slide, mpp, threshold = str(count["slide"]), float(count["slide_mpp"]), float(count["threshold"])
+        width, height = map(int, count["slide_dimensions"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AnnotationError(f"{path}: not as written by mitosis count ({error!r}). Count the slide again.") from error
+    loaded = load_annotations(annotations, slide, (width, height), mpp)
+    figures, look_alikes = (
+        [(mark.x, mark.y) for mark in loaded.annotations if mark.label is label]
+        for label in (Label.MITOTIC_FIGURE, Label.NON_MITOTIC_FIGURE)
+    )
+    scores = SlideScores(slide, mpp, figures, read_detections(folder / "detections.csv"), look_alikes)
+    return ScoredSlide(scores, threshold, loaded.n_outside)
 
 
 def write_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mitosis.slides import open_slide
@@ -17,8 +18,11 @@ def script() -> dict[str, Any]:
     return runpy.run_path(str(SCRIPT))
 
 
-def test_read_gives_one_json_object_a_figure(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    script["main"](["read", "--json", "--side", "1536"])
+def test_read_gives_one_json_object_a_figure(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(script["main"].__globals__, "N_REGIONS", 3)
+    script["main"](["read", "--json", "--side", "1024"])
     figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [figure["name"] for figure in figures] == [
         "tiles in order, against openslide",
@@ -53,8 +57,6 @@ def test_the_drawn_slide_is_an_svs_pyramid(script: dict[str, Any], tmp_path: Pat
 
 
 def test_pixels_that_differ_stop_the_benchmark(script: dict[str, Any]) -> None:
-    import numpy as np
-
     grey = np.full((2, 2, 3), 100, np.uint8)
     script["_check_pixels"](grey, grey + 1)
     with pytest.raises(SystemExit, match="differ from OpenSlide's by 2"):

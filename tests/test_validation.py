@@ -94,14 +94,15 @@ class Darkness(nn.Module):
 
 
 def test_a_perfect_network_finds_all_figures_once_where_they_are(index):
+    """A figure on the border of two tiles is seen in two halves, so its place may be off by some px."""
     scores = score_patches(Darkness(0.6), index, 0.05, 7.5)
     assert [slide.slide for slide in scores] == ["A01", "A02", "B01"]
     for slide in scores:
         assert slide.slide_mpp == 0.5
         assert len(slide.candidates) == len(slide.figures) == 6
         distance = np.hypot(*(slide.candidates.xy[:, None] - slide.figures[None]).T)
-        assert distance.min(axis=0).max() < 1.5
-        assert distance.min(axis=1).max() < 1.5
+        assert distance.min(axis=0).max() < 3
+        assert distance.min(axis=1).max() < 3
 
 
 def test_only_tiles_of_the_grid_are_looked_at(index):

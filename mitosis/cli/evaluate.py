@@ -1,13 +1,13 @@
 """``mitosis evaluate``."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from mitosis.evaluation import Evaluation, SlideEvaluation, SlideScores
+    from mitosis.evaluation import Evaluation, SlideEvaluation
     from mitosis.matching import MatchResult
 
 __all__ = ["evaluate"]
@@ -30,47 +30,23 @@ def evaluate(
     from mitosis.errors import ConfigError
     from mitosis.evaluation import evaluate as run
     from mitosis.files import dump_json
+    from mitosis.report import read_scores
 
-    cards = sorted(results.glob("**/count.json"))
-    if not cards:
+    folders = sorted(path.parent for path in results.glob("**/count.json"))
+    if not folders:
         raise ConfigError(f"{results}: holds no count.json. Name the folder that mitosis count wrote with --out.")
-    counts = [_read_count(path) for path in cards]
-    if threshold is not None:
-        counts = [count | {"threshold": threshold} for count in counts]
-    scores = [_scores(path.parent, count, annotations) for path, count in zip(cards, counts, strict=True)]
-    evaluation = run(scores, min(count["threshold"] for count in counts))
+    slides = []
+    for folder in folders:
+        scores, counted_at, n_outside = read_scores(folder, annotations)
+        if n_outside:
+            typer.echo(f"Warning: {scores.slide}: {n_outside} marks lie outside the slide and are left out.", err=True)
+        counts = scores.candidates.score >= (counted_at if threshold is None else threshold)
+        slides.append(replace(scores, candidates=scores.candidates[counts]))
+    evaluation = run(slides, threshold=0.0)
     if as_json:
         typer.echo(dump_json(_to_dict(evaluation)), nl=False)
     else:
         _print_table(evaluation)
-
-
-def _read_count(path: Path) -> dict[str, Any]:
-    from mitosis.errors import ConfigError
-
-    try:
-        count: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {key: count[key] for key in ("slide", "slide_mpp", "threshold", "slide_dimensions")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not as written by mitosis count ({error!r}). Count the slide again.") from error
-
-
-def _scores(folder: Path, count: dict[str, Any], annotations: Path) -> "SlideScores":
-    from mitosis.annotations import Label, load_annotations
-    from mitosis.evaluation import SlideScores
-    from mitosis.report import read_detections
-
-    width, height = count["slide_dimensions"]
-    found = load_annotations(annotations, count["slide"], (width, height), count["slide_mpp"])
-    if found.n_outside:
-        typer.echo(f"Warning: {count['slide']}: {found.n_outside} marks lie outside the slide, left out.", err=True)
-    figures, look_alikes = (
-        [(mark.x, mark.y) for mark in found.annotations if mark.label is label]
-        for label in (Label.MITOTIC_FIGURE, Label.NON_MITOTIC_FIGURE)
-    )
-    candidates = read_detections(folder / "detections.csv")
-    counted = candidates[candidates.score >= count["threshold"]]
-    return SlideScores(count["slide"], count["slide_mpp"], figures, counted, look_alikes)
 
 
 def _row(result: "MatchResult", on_look_alikes: int) -> dict[str, Any]:
@@ -92,7 +68,6 @@ def _to_dict(evaluation: "Evaluation") -> dict[str, Any]:
     return {
         "protocol": "optimal",
         "radius_um": evaluation.radius_um,
-        "lowest_threshold": evaluation.threshold,
         "slides": [of_slide(slide) for slide in evaluation.slides],
         "pooled": _row(evaluation.pooled, evaluation.on_look_alikes),
     }

@@ -79,11 +79,13 @@ class Canvas:
         field = self.textures.fields[name]
         row, column = (rng.random(2) * len(field)).astype(int)
         steps = np.arange(len(self.x))
-        return field.take(row + steps, axis=0, mode="wrap").take(column + steps, axis=1, mode="wrap")
+        piece: Floats = field.take(row + steps, axis=0, mode="wrap").take(column + steps, axis=1, mode="wrap")
+        return piece
 
     def cover(self, distance: Floats, width_um: float = 0.25) -> Floats:
         """Anti-aliased inside (1) and outside (0) of an outline, from signed distances in µm (negative inside)."""
-        return np.clip(0.5 - distance / max(width_um, self.mpp), 0, 1).astype(np.float32)
+        cover: Floats = np.clip(0.5 - distance / max(width_um, self.mpp), 0, 1).astype(np.float32, copy=False)
+        return cover
 
     def sprite(self, keep: Floats, extent: Floats, **densities: Floats) -> Sprite:
         """Pack a drawing; `extent` is a signed distance in µm, `densities` are named by `CHANNELS`."""
@@ -124,13 +126,14 @@ def canvas_for(radius_um: float, offset_px: tuple[float, float], mpp: float, tex
 
 def smooth(low: float, high: float, value: Floats) -> Floats:
     """0 below `low`, 1 above `high`, an S-shaped rise between them."""
-    t = np.clip((value - low) / (high - low), 0, 1)
+    t: Floats = np.clip((value - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def disc(canvas: Canvas, x: float, y: float, radius_um: float) -> Floats:
     """Signed distance to a circle, µm."""
-    return np.hypot(canvas.x - np.float32(x), canvas.y - np.float32(y)) - np.float32(radius_um)
+    distance: Floats = np.hypot(canvas.x - np.float32(x), canvas.y - np.float32(y)) - np.float32(radius_um)
+    return distance
 
 
 def capsule(along: Floats, across: Floats, half_length_um: float, radius_um: float) -> Floats:
@@ -154,11 +157,12 @@ def outline(
         real, imaginary = real * cosine - imaginary * sine, real * sine + imaginary * cosine
         a, b = rng.normal(0, rough * 2 / k, 2)
         wobble += np.float32(a) * real + np.float32(b) * imaginary
-    return distance - radius_um * (1 + wobble)
+    edge: Floats = distance - radius_um * (1 + wobble)
+    return edge
 
 
 def rods(canvas: Canvas, parts: NDArray[np.float64], radius_um: float) -> Floats:
-    """Signed distance to a heap of short rods, µm: chromosomes. `parts` has a row (x, y, angle, half length) for each."""
+    """Signed distance to a heap of short rods, chromosomes, µm; each is a row (x, y, angle, half length) of `parts`."""
     nearest = np.full(canvas.x.shape, 1e3, np.float32)
     for x, y, angle, half_length in parts:
         cosine, sine = math.cos(angle), math.sin(angle)

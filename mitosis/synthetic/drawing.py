@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,10 @@ __all__ = ["CELLS", "Drawing", "draw_region", "draw_tissue"]
 
 CELLS: dict[str, Kind] = {**FIGURES, **LOOKALIKES, **NUCLEI}
 _LABELS = {1: Label.MITOTIC_FIGURE, 2: Label.NON_MITOTIC_FIGURE}
-_EDGE_UM = 11.0
+_EDGE_UM = 10.0  # of a patch, free of figures
+_APART_UM = 18.0  # at least, between two figures
+_CLUTTER_PER_MM2 = 60.0
+_TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -131,22 +134,36 @@ def draw_tissue(
         So many figures do not fit.
     """
     stain = stain or random_stain(rng)
-    seed = int(rng.integers(2**31))
-    zones = make_zones(rng, tumour=rng.uniform(0.2, 0.9))
-    free = _free_sites(Scene(seed, zones), rng, (size[0] * mpp, size[1] * mpp))
-    if n_mitotic + n_lookalike > len(free):
-        raise ValueError(f"{n_mitotic + n_lookalike} figures do not fit in {size[0]} x {size[1]} px at {mpp} µm/px")
+    left, top = (round(int(um) / mpp) for um in rng.integers(0, 128, 2))
+    box = Box(left, top, left + size[0], top + size[1])
+    bare, free = _find_room(rng, box, mpp, n_mitotic + n_lookalike)
     wanted = list(phases or rng.choice(list(PHASES), max(n_mitotic, 1), p=list(PHASES.values())))
     kinds = [str(wanted[k % len(wanted)]) for k in range(n_mitotic)]
     kinds += rng.choice(list(OTHERS), n_lookalike, p=list(OTHERS.values())).tolist()
-    scene = Scene(seed, zones, (0.0, 0.0, 60.0), dict(zip(free, kinds, strict=False)))
-    return draw_region(scene, Box(0, 0, *size), stain, make_textures(mpp))
+    scene = replace(bare, density_per_mm2=(0.0, 0.0, _CLUTTER_PER_MM2), chosen=dict(zip(free, kinds, strict=False)))
+    drawing = draw_region(scene, box, stain, make_textures(mpp))
+    moved = (replace(mark, x=mark.x - box.x0, y=mark.y - box.y0) for mark in drawing.annotations)
+    return replace(drawing, annotations=tuple(moved))
 
 
-def _free_sites(scene: Scene, rng: np.random.Generator, size_um: tuple[float, float]) -> list[tuple[int, int]]:
-    """Places for figures in random order, those in tumour first."""
-    sites = scene.sites((_EDGE_UM, _EDGE_UM, size_um[0] - _EDGE_UM, size_um[1] - _EDGE_UM))
-    apart = (sites.index % 2 == 0).all(axis=1)
-    places = scene.zones.at(sites.xy[:, 0], sites.xy[:, 1])
-    order = np.lexsort([rng.random(len(apart)), ~is_tumour(places)])
-    return [(int(column), int(row)) for column, row in sites.index[order[apart[order]]]]
+def _find_room(rng: np.random.Generator, box: Box, mpp: float, wanted: int) -> tuple[Scene, list[tuple[int, int]]]:
+    """A scene with room for `wanted` figures in its tumour, and their places in random order."""
+    for _ in range(_TRIES):
+        scene = Scene(int(rng.integers(2**31)), make_zones(rng, tumour=rng.uniform(0.2, 0.9)))
+        free = _free_sites(scene, rng, box, mpp)
+        if wanted <= len(free):
+            return scene, free
+    width, height = (side * mpp for side in box.size)
+    raise ValueError(f"{wanted} figures do not fit in {width:g} x {height:g} µm. Draw a larger patch.")
+
+
+def _free_sites(scene: Scene, rng: np.random.Generator, box: Box, mpp: float) -> list[tuple[int, int]]:
+    """Places for figures in tumour, far enough from each other, in random order."""
+    x0, y0, x1, y1 = (side * mpp for side in box)
+    sites = scene.sites((x0 + _EDGE_UM, y0 + _EDGE_UM, x1 - _EDGE_UM, y1 - _EDGE_UM))
+    fit = np.flatnonzero(is_tumour(scene.zones.at(sites.xy[:, 0], sites.xy[:, 1])))
+    taken: list[int] = []
+    for k in rng.permutation(fit).tolist():
+        if all(math.dist(sites.xy[k], sites.xy[other]) >= _APART_UM for other in taken):
+            taken.append(k)
+    return [(int(column), int(row)) for column, row in sites.lattice[taken]]

@@ -16,7 +16,8 @@ def _vesicular(
     near_rim = np.exp(-(((edge + 0.9) / 0.9) ** 2))
     chromatin = base + clumps * smooth(0.4, 1.5, patchy + 0.5 * near_rim) + 0.05 * canvas.noise(rng, "clump")
     membrane = np.exp(-(((edge + 0.4) / 0.42) ** 2)) * rim * (1 + 0.5 * canvas.noise(rng, "thread"))
-    return inside * np.maximum(chromatin, 0.05) + np.maximum(membrane, 0)
+    blue: Floats = inside * np.maximum(chromatin, 0.05) + np.maximum(membrane, 0)
+    return blue
 
 
 def epithelial(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:

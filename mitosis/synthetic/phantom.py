@@ -9,8 +9,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from mitosis.annotations import Annotation
-from mitosis.files import atomic_write, write_text
+from mitosis.annotations import Annotation, write_points
+from mitosis.files import atomic_write
 from mitosis.geometry import Box
 from mitosis.synthetic.drawing import draw_region
 from mitosis.synthetic.scene import Scene
@@ -163,12 +163,11 @@ def _shrink(level: Pixels) -> Pixels:
 
 
 def write_truth(path: Path, annotations: tuple[Annotation, ...]) -> None:
-    """Write annotations as CSV `x,y,label`, level-0 px with two decimals; the usual name is that of the slide.
+    """Write annotations as CSV `x,y,label`, level-0 px; by its usual name, the slide's, the toolkit finds it.
 
     Raises
     ------
     OutputError
         The file cannot be written.
     """
-    lines = [f"{mark.x:.2f},{mark.y:.2f},{mark.label}" for mark in annotations]
-    write_text(path, "\n".join(["x,y,label", *lines]) + "\n")
+    write_points(path, annotations)

@@ -1,7 +1,7 @@
 """Which cell lies where: the random scene, in µm, the same however it is drawn.
 
 The plane is cut into square blocks; each block has a random generator of its own, made from the scene's seed and the
-block's place. So a cell does not depend on the region through which it is seen, and a slide of any size needs no memory.
+block's place. So a cell does not depend on the region through which it is seen, and any slide fits in memory.
 """
 
 import math
@@ -37,7 +37,7 @@ CLUTTER = {"pigment": 0.75, "ink": 0.25}
 
 
 class Cell(NamedTuple):
-    """Something to draw: a kind of `CELLS`, its centre, its size (1 is usual), its angle and the seed of its details."""
+    """Something to draw: a kind of `CELLS`, its centre, its size (1 is usual), its angle, the seed of its details."""
 
     kind: str
     x_um: float
@@ -50,7 +50,7 @@ class Cell(NamedTuple):
 class Sites(NamedTuple):
     """Where a cell may lie: (column, row) [N, 2], centres in µm [N, 2], random numbers [N, 6], rare kind or "" [N]."""
 
-    index: NDArray[np.int64]
+    lattice: NDArray[np.int64]
     xy: NDArray[np.float64]
     chance: NDArray[np.float64]
     rare: NDArray[np.str_]
@@ -128,7 +128,7 @@ class Scene:
         flow = self.zones.fibre_angle(sites.xy[:, 0], sites.xy[:, 1])
         usual = _usual_kinds(places, sites.chance[:, 0])
         for k, (x, y) in enumerate(sites.xy.tolist()):
-            column, row = sites.index[k].tolist()
+            column, row = sites.lattice[k].tolist()
             seed = (self.seed, column + _OFFSET, row + _OFFSET, 0)
             a, b, c, d, e = sites.chance[k, 1:].tolist()
             if sites.rare[k]:

@@ -60,7 +60,7 @@ def random_stain(rng: np.random.Generator) -> Stain:
         eosin=_unit((0.22 - 0.1 * violet, 0.82 + 0.1 * violet, 0.53 - 0.2 * violet)),
         haematoxylin_amount=float(rng.uniform(0.85, 1.15)),
         eosin_amount=float(rng.uniform(0.8, 1.2)),
-        glass=(float(243 + warm), float(242.0), float(243 - warm)),
+        glass=(float(243 + warm), 242.0, float(243 - warm)),
         blur_um=float(rng.uniform(0.2, 0.33)),
         sharpen=float(rng.uniform(0.0, 0.7)),
         noise=float(rng.uniform(1.2, 2.8)),

@@ -33,7 +33,8 @@ class Textures:
         """The texture over the pixels from (`left`, `top`) of the slide's grid, [h, w]."""
         field = self.fields[name]
         rows, columns = np.arange(top, top + shape[0]), np.arange(left, left + shape[1])
-        return field.take(rows, axis=0, mode="wrap").take(columns, axis=1, mode="wrap")
+        piece: NDArray[np.float32] = field.take(rows, axis=0, mode="wrap").take(columns, axis=1, mode="wrap")
+        return piece
 
 
 def make_textures(mpp: float) -> Textures:

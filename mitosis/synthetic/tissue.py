@@ -127,7 +127,8 @@ class _Pixels:
         _, row, below = self.axis(self.box.y0, self.box.y1)
         coarse = values.astype(np.float32)
         wide = coarse[:, column] * (1 - right) + coarse[:, column + 1] * right
-        return wide[row] * (1 - below)[:, None] + wide[row + 1] * below[:, None]
+        values_here: Floats = wide[row] * (1 - below)[:, None] + wide[row + 1] * below[:, None]
+        return values_here
 
 
 def draw_ground(zones: Zones, textures: Textures, box: Box, centres_um: Reals) -> Floats:
