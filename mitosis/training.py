@@ -5,6 +5,7 @@ A run folder holds ``settings.yaml``, ``model.safetensors`` and ``model.json`` (
 """
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from mitosis.dataset import PatchDataset, load_batches
 from mitosis.engines import to_input
 from mitosis.errors import ConfigError, ModelError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
-from mitosis.files import make_folder, sha256, write_text
+from mitosis.files import make_folder, write_text
 from mitosis.losses import LOSSES, class_weights
 from mitosis.patches import PatchIndex
 from mitosis.runtime import choose_device, choose_dtype, versions
@@ -113,7 +114,7 @@ class _Run:
         )
         self.history: list[Metrics] = []
         self.losses: list[float] = []
-        self.skipped = 0
+        self.skipped = self.skipped_in_a_row = 0
 
     def go(self, on_step: Callable[[int, float], None], on_metrics: Callable[[Metrics], None]) -> ModelCard:
         config = self.config.train
@@ -144,6 +145,7 @@ class _Run:
         if not (math.isfinite(value) and bool(norm.isfinite())):
             self._skip(step)
             return float("nan")
+        self.skipped_in_a_row = 0
         self.optimizer.step()
         self._update_average(min(config.ema_decay, step / (step + 10)))
         return value
@@ -155,7 +157,8 @@ class _Run:
     def _skip(self, step: int) -> None:
         """Leave a step out: one non-finite gradient would make every weight NaN."""
         self.skipped += 1
-        if len(self.losses) >= 10 and not np.isfinite(self.losses[-10:]).any():
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == 10:
             raise ModelError(
                 f"{self.out}: loss or gradient was not finite in ten steps in a row, the last being step {step}. "
                 "Train anew with a lower train.learning_rate."
@@ -244,7 +247,8 @@ class _Run:
         return save_model(self.out, {name: value.cpu() for name, value in self.best.items()}, card)
 
     def _data_sha256(self) -> str:
-        return sha256(self.index.folder / "index.csv")
+        """Of the index as it is used here: other validation cases are other data."""
+        return hashlib.sha256(self.index.to_csv().encode()).hexdigest()
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

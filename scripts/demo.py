@@ -14,9 +14,9 @@ import environment
 SEED = 2026
 SIZE = (4608, 3584)  # px at 0.25 µm/px: 1.03 mm²
 SETTINGS = (
-    "train.steps=240",
+    "train.steps=450",
     "train.warmup_steps=20",
-    "train.validate_every=120",
+    "train.validate_every=150",
     "train.batch_size=12",
     "train.crop=96",
     "extract.size=160",
@@ -81,7 +81,7 @@ def _draw_phantom(folder: Path) -> None:
     truth = folder.parent / "truth"
     for path in (folder, truth):
         path.mkdir()
-    marks = write_phantom(folder / "phantom.tif", SEED, SIZE)
+    marks = write_phantom(folder / "phantom.tif", SEED, SIZE, density_per_mm2=50)
     write_truth(truth / "phantom.csv", marks)
 
 

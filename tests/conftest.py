@@ -17,6 +17,9 @@ from mitosis.geometry import Box
 from mitosis.patches import PatchIndex
 from mitosis.slides import Slide, paste
 
+# Networks this small are slower on several threads, and ten times so on a busy machine. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 MPP = 0.5
 SIDE = 256
 EXTRACT = ExtractConfig(mpp=MPP, size=64, jitter=12, val_fraction=0.34)

@@ -67,7 +67,8 @@ def no_augmentation(monkeypatch):
     monkeypatch.setattr("mitosis.dataset.augment", lambda image, mask, **_: (image, mask))
 
 
-def test_crops_of_a_patch_with_a_figure_always_hold_figure_pixels(index, no_augmentation):
+@pytest.mark.usefixtures("no_augmentation")
+def test_crops_of_a_patch_with_a_figure_always_hold_figure_pixels(index):
     rows = [row for row in figure_rows(index) if index.patches[row].px_mitotic]
     draws = [Draw(row, epoch, 0) for row in rows for epoch in range(4)]
     assert len(draws) > 80
@@ -80,7 +81,8 @@ def test_nearly_all_still_do_after_augmentation(index):
     assert np.mean(held) > 0.97
 
 
-def test_a_crop_is_a_place_of_the_patch_with_the_mask_of_that_place(index, no_augmentation):
+@pytest.mark.usefixtures("no_augmentation")
+def test_a_crop_is_a_place_of_the_patch_with_the_mask_of_that_place(index):
     row = figure_rows(index)[0]
     whole, mask = index.read_image(index.patches[row]), index.read_mask(index.patches[row])
     places = set()
@@ -112,15 +114,17 @@ def _index_of_one(folder, mask):
     return PatchIndex(folder, (patch,))
 
 
+@pytest.mark.usefixtures("no_augmentation")
 @pytest.mark.parametrize("corner", [(0, 0), (0, 63), (63, 0), (63, 63), (31, 0)])
-def test_a_figure_in_the_very_corner_is_held_too(tmp_path, no_augmentation, corner):
+def test_a_figure_in_the_very_corner_is_held_too(tmp_path, corner):
     mask = np.zeros((64, 64), np.uint8)
     mask[corner] = 1
     index = _index_of_one(tmp_path, mask)
     assert all((mask == 1).sum() == 1 for _, mask in items(index, [Draw(0, epoch, 0) for epoch in range(8)]))
 
 
-def test_with_room_a_figure_does_not_stand_at_the_edge_of_its_crop(tmp_path, no_augmentation):
+@pytest.mark.usefixtures("no_augmentation")
+def test_with_room_a_figure_does_not_stand_at_the_edge_of_its_crop(tmp_path):
     mask = np.zeros((96, 96), np.uint8)
     mask[40, 50] = 1
     draws = [Draw(0, epoch, 0) for epoch in range(40)]
@@ -130,8 +134,9 @@ def test_with_room_a_figure_does_not_stand_at_the_edge_of_its_crop(tmp_path, no_
     assert np.ptp(places, axis=0).min() > 8
 
 
+@pytest.mark.usefixtures("no_augmentation")
 @pytest.mark.parametrize(("classes", "expected"), [(2, {0, 1, 255}), (3, {0, 1, 2, 255})])
-def test_with_two_classes_a_look_alike_is_background(tmp_path, no_augmentation, classes, expected):
+def test_with_two_classes_a_look_alike_is_background(tmp_path, classes, expected):
     mask = np.zeros((32, 32), np.uint8)
     mask[:8], mask[8:16], mask[16:20] = 1, 2, 255
     ((_, got),) = items(_index_of_one(tmp_path, mask), [Draw(0, 0, 0)], classes=classes)

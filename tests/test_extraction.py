@@ -29,6 +29,11 @@ from mitosis.slides import open_slide, read_at_mpp
 CASES = {"case_pattern": "^[AB]"}
 
 
+def read_image(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
 def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -78,7 +83,7 @@ def test_a_mask_covers_the_dark_figure_and_not_the_tissue(index):
 
 
 def test_tiles_of_the_grid_cover_the_tissue_once(tmp_path):
-    """130 of 300 columns are glass, so of five columns of tiles three have tissue, and the last row still has a third."""
+    """130 of 300 columns are glass, so three of five columns of tiles have tissue; of the last row a third is slide."""
     slides = tmp_path / "slides"
     slides.mkdir()
     figures = [(200.0, 100.0), (290.0, 180.0)]
@@ -217,11 +222,11 @@ def test_only_the_slide_that_changed_is_cut_again(patches_copy, slides_copy, tmp
     if what == "marks":
         save_marks(slides_copy / "A02.csv", [(40.0, 40.0)])
     elif what == "pixels":
-        image = np.asarray(Image.open(slides_copy / "A02.png")).copy()
+        image = read_image(slides_copy / "A02.png")
         image[:20, :20] = 200
         save_slide(slides_copy / "A02.png", image)
     else:
-        save_slide(slides_copy / "A02.png", np.asarray(Image.open(slides_copy / "A02.png")), mpp=0.4)
+        save_slide(slides_copy / "A02.png", read_image(slides_copy / "A02.png"), mpp=0.4)
     records = extract(slides_copy, patches_copy, **options)
     assert {name: record.reused for name, record in records.items()} == {"A01": True, "A02": False, "B01": True}
     extract(slides_copy, tmp_path / "fresh", **options)
@@ -236,9 +241,10 @@ def test_marks_changed_there_and_back_are_not_mixed_up(patches_copy, slides_copy
     def stopped(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("mitosis.extraction.dump_json", stopped)
-        extract(slides_copy, patches_copy, **CASES)
+        with pytest.raises(KeyboardInterrupt):
+            extract(slides_copy, patches_copy, **CASES)
     extract(slides_folder, patches_copy, **CASES)
     assert contents(patches_copy) == expected
 

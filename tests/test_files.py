@@ -28,9 +28,13 @@ def test_a_finished_block_replaces_the_file_and_leaves_nothing_beside_it(tmp_pat
 def test_a_block_that_raises_leaves_the_old_file_and_no_temporary_one(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), atomic_write(path) as stream:
+
+    def fail(stream):
         stream.write(b"half of the n")
         raise error
+
+    with pytest.raises(error), atomic_write(path) as stream:
+        fail(stream)
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["a.txt"]
 

@@ -46,9 +46,7 @@ def test_a_tile_that_is_all_margin_is_refused(size, margin):
         next(tile_grid((100, 100), 0.5, size, margin))
 
 
-@given(
-    width=st.integers(1, 10**6), height=st.integers(1, 10**6), slide_mpp=st.floats(0.05, 4), mpp=st.floats(0.05, 4)
-)
+@given(width=st.integers(1, 10**6), height=st.integers(1, 10**6), slide_mpp=st.floats(0.05, 4), mpp=st.floats(0.05, 4))
 def test_the_grid_covers_the_slide_and_not_a_pixel_more(width, height, slide_mpp, mpp):
     ratio = mpp / slide_mpp
     for given_px, n in zip((width, height), grid_dimensions((width, height), slide_mpp, mpp), strict=True):

@@ -51,7 +51,9 @@ def test_a_clean_split_passes():
 
 def test_a_case_on_both_sides_is_refused_by_name():
     with pytest.raises(LeakageError, match=r"cases on both sides of the split: b, c\."):
-        check_leakage([("train", "a", "1"), ("train", "b", "2"), ("val", "b", "3"), ("train", "c", "4"), ("val", "c", "5")])
+        check_leakage(
+            [("train", "a", "1"), ("train", "b", "2"), ("val", "b", "3"), ("train", "c", "4"), ("val", "c", "5")]
+        )
 
 
 def test_one_image_under_two_case_names_on_both_sides_is_refused():

@@ -33,9 +33,7 @@ def test_good_patches_pass_with_and_without_validation_cases(index):
     check_patches(index.with_val_cases([]), TINY)
 
 
-@pytest.mark.parametrize(
-    ("setting", "known"), [("sampler", "oversample, uniform"), ("loss", r"ce, dice, dice\+ce")]
-)
+@pytest.mark.parametrize(("setting", "known"), [("sampler", "oversample, uniform"), ("loss", r"ce, dice, dice\+ce")])
 def test_an_unknown_name_is_answered_with_the_known_ones(index, setting, known):
     with pytest.raises(ConfigError, match=rf"train\.{setting} = 'focus': unknown\. Known: {known}"):
         check_patches(index, with_train(**{setting: "focus"}))

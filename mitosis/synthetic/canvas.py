@@ -157,8 +157,7 @@ def outline(
         real, imaginary = real * cosine - imaginary * sine, real * sine + imaginary * cosine
         a, b = rng.normal(0, rough * 2 / k, 2)
         wobble += np.float32(a) * real + np.float32(b) * imaginary
-    edge: Floats = distance - radius_um * (1 + wobble)
-    return edge
+    return (distance - radius_um * (1 + wobble)).astype(np.float32, copy=False)
 
 
 def rods(canvas: Canvas, parts: NDArray[np.float64], radius_um: float) -> Floats:

@@ -47,7 +47,7 @@ def prometaphase(rng: np.random.Generator, canvas: Canvas, size: float, angle: f
     outward = np.arctan2(places[:, 1], places[:, 0]) + rng.normal(0, 0.5, 22)
     parts = np.column_stack([places, outward, rng.uniform(0.4, 1.1, 22)])
     core = outline(rng, canvas, radius * rng.uniform(0.6, 0.85), angle, rng.uniform(1.0, 1.6), 0.12)
-    extent = outline(rng, canvas, radius + 0.6, angle, 1.1, 0.03)
+    extent = outline(rng, canvas, radius + 1.1, angle, 1.1, 0.03)
     body = outline(rng, canvas, radius + 4.2, angle, 1.1, 0.04)
     return _dividing_cell(rng, canvas, np.minimum(rods(canvas, parts, 0.5), core), body, extent)
 
@@ -86,7 +86,7 @@ def ring(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) ->
     wreath = rods(canvas, np.column_stack([places, outward, rng.gamma(2, 0.3, 22).clip(0, 1.2)]), 0.66)
     band = np.abs(outline(rng, canvas, radius, angle, rng.uniform(1.0, 1.25), 0.06)) - 0.55
     wreath = np.minimum(wreath, band + 0.35 * canvas.noise(rng, "vacuole"))
-    extent = outline(rng, canvas, radius + 1.3, angle, 1.0, 0.03)
+    extent = outline(rng, canvas, radius + 1.9, angle, 1.0, 0.03)
     body = outline(rng, canvas, radius + 4.4, angle, 1.1, 0.04)
     return _dividing_cell(rng, canvas, wreath, body, extent)
 
@@ -100,9 +100,9 @@ def _pair(
     first = _plate(rng, canvas, (shift[0], shift[1]), angle + tilt[0], half, width)
     second = _plate(rng, canvas, (-shift[0], -shift[1]), angle + tilt[1], half, width)
     along, across = canvas.turned(angle)
-    reach = gap_um / 2 + 0.7 * width
-    beyond = np.hypot(np.maximum(np.abs(along) - half, 0), np.maximum(np.abs(across) - reach, 0))
-    return np.minimum(first, second), beyond - np.float32(width)
+    reach = gap_um / 2 + width
+    beyond = np.hypot(np.maximum(np.abs(along) - half - 0.4, 0), np.maximum(np.abs(across) - reach, 0))
+    return np.minimum(first, second), beyond - np.float32(1.2 * width)
 
 
 def anaphase(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:

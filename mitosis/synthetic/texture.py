@@ -5,6 +5,7 @@ region it is drawn in, and 0.25 and 0.5 µm/px show the same texture.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class Textures:
         return piece
 
 
+@lru_cache(maxsize=4)
 def make_textures(mpp: float) -> Textures:
     """Draw every texture at `mpp`; they are always the same ones, so that a scene looks the same at any µm/px."""
     rng = np.random.default_rng(0)
@@ -57,7 +59,8 @@ def _tiling_noise(rng: np.random.Generator, size: int, scale_um: float) -> NDArr
     place = wave[kept].astype(int) % size
     full = np.zeros((size, size), np.complex128)
     full[np.ix_(place, place)] = spectrum[np.ix_(kept, kept)]
-    return (fft.ifft2(full).real * size**2).astype(np.float32)
+    noise: NDArray[np.float32] = (fft.ifft2(full).real * size**2).astype(np.float32)
+    return noise
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,7 @@ class _Pixels:
         _, row, below = self.axis(self.box.y0, self.box.y1)
         coarse = values.astype(np.float32)
         wide = coarse[:, column] * (1 - right) + coarse[:, column + 1] * right
-        values_here: Floats = wide[row] * (1 - below)[:, None] + wide[row + 1] * below[:, None]
-        return values_here
+        return (wide[row] * (1 - below)[:, None] + wide[row + 1] * below[:, None]).astype(np.float32, copy=False)
 
 
 def draw_ground(zones: Zones, textures: Textures, box: Box, centres_um: Reals) -> Floats:
@@ -174,9 +173,10 @@ def _epithelium(pixels: _Pixels, texture: dict[str, Floats], centres: Reals, clo
     between = pixels.spread(distance[..., 1] - distance[..., 0])
     border = np.exp(-((between / 0.7) ** 2)) * smooth(-1.0, 1.0, texture["cloud"])
     slit = np.exp(-((between / 1.1) ** 2)) * smooth(0.4, 1.6, texture["vacuole"] - 0.4 * texture["cloud"])
-    threads = 0.8 - np.abs(texture["clump"] + 0.4 * texture["vacuole"])
-    foam = smooth(0.6, 2.2, texture["thread"] + 0.5 * texture["clump"] + 0.7 * texture["cloud"] - 1.2 * cell)
-    light = (1 - 0.7 * foam) * (1 - 0.85 * slit)
+    threads = 0.8 - np.abs(texture["thread"] + 0.5 * texture["clump"])
+    patchy = texture["thread"] + 0.35 * texture["clump"] + 0.8 * texture["vacuole"]
+    foam = smooth(0.5, 2.6, patchy + 0.8 * texture["cloud"] - 1.2 * cell)
+    light = (1 - 0.75 * foam) * (1 - 0.85 * slit)
     eosin = 0.33 + 0.13 * cell + 0.05 * cloud + 0.09 * threads + 0.03 * texture["grain"] + 0.01 * texture["fine"]
     blue = 0.1 + 0.08 * cell + 0.06 * threads + 0.03 * texture["clump"] + 0.015 * texture["grain"]
     return light * blue + 0.03 * border, light * eosin + 0.16 * border

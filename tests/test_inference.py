@@ -1,0 +1,382 @@
+"""Inference: what is found does not depend on how a slide was tiled, and one bad slide or tile spoils no other."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    FIGURE,
+    MPP,
+    ArraySlide,
+    busy_network,
+    contents,
+    damage_tiles,
+    draw_field,
+    random_places,
+    save_slide,
+    save_tiff,
+)
+
+from mitosis.checkpoints import ModelCard, load_model
+from mitosis.cohort import find_sources
+from mitosis.config import CountConfig, NetworkConfig
+from mitosis.detections import concatenate, find_peaks, merge, reach_px
+from mitosis.engines import to_input
+from mitosis.errors import ConfigError, OutputError, SlideError
+from mitosis.geometry import Box
+from mitosis.inference import Model, count_slide, count_slides, detect
+from mitosis.slides import BadTile, open_slide
+from mitosis.tissue import find_tissue
+
+CARD = ModelCard(
+    network=NetworkConfig(width=4, depth=2), classes=("background", "mitotic figure"), mpp=MPP, threshold=0.5
+)
+TILE = 128
+CORE = TILE - 2 * reach_px(MPP)  # of the oracle, which needs no context
+
+
+def by_darkness(images):
+    """An engine that sees figures where there is little red light."""
+    return ((images[..., 0] < 100) * 0.9).astype(np.float32)
+
+
+ORACLE = Model(by_darkness, CARD, stride=1, margin=0)
+
+
+def config(**settings):
+    return CountConfig(**{"tile_size": TILE, "workers": 0, "hotspot_mm2": 0.005, **settings})
+
+
+def found_on(slide, model=ORACLE, **settings):
+    chosen = config(**settings)
+    return merge(concatenate(detect(slide, find_tissue(slide), model, chosen)), slide.mpp, chosen.merge_um)
+
+
+def assert_same(found, expected):
+    """Threads and tile sizes move probabilities by some 1e-7, so a rounded score may be one step off, no more."""
+    assert len(found) == len(expected)
+    order, expected_order = (np.lexsort(d.xy.round().T) for d in (found, expected))
+    np.testing.assert_allclose(found.xy[order], expected.xy[expected_order], atol=0.01)
+    np.testing.assert_allclose(found.score[order], expected.score[expected_order], atol=1.5e-4)
+    np.testing.assert_allclose(found.area_um2[order], expected.area_um2[expected_order], atol=2 * MPP**2)
+
+
+# One network, one slide, every way to cut it
+
+
+@pytest.fixture(scope="module")
+def busy_model():
+    return Model.of(busy_network(), CARD)
+
+
+@pytest.fixture(scope="module")
+def busy_slide():
+    """340 x 270 px, the left 40 of them glass."""
+    places = random_places(16, 3, width=340, height=270)
+    return ArraySlide(draw_field(places, random_places(6, 4), width=340, height=270, glass=40))
+
+
+@pytest.fixture(scope="module")
+def whole(busy_slide):
+    """Detections of the network run once on the whole slide, with white around it, and none of this package's tiling."""
+    network, border = busy_network(), 48
+    width, height = busy_slide.dimensions
+    right, bottom = -(-(width + border) // 4) * 4, -(-(height + border) // 4) * 4
+    padding = ((border, bottom - height), (border, right - width), (0, 0))
+    image = np.pad(busy_slide.pixels, padding, constant_values=255)
+    with torch.no_grad():
+        probability = network(to_input(torch.from_numpy(image[np.newaxis]))).softmax(1)[0, 1].numpy()
+    box = Box(-border, -border, right, bottom)
+    found = find_peaks(probability, box, Box(0, 0, width, height), MPP, MPP, 0.05)
+    return merge(found[find_tissue(busy_slide).contains(found.xy)], MPP, 7.5)
+
+
+def test_the_busy_network_is_a_hard_case(whole):
+    assert len(whole) > 30
+    assert np.ptp(whole.score) > 0.4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("tile_size", "batch_size"), [(128, 1), (128, 4), (132, 4), (192, 3), (256, 1), (256, 4), (512, 1)]
+)
+def test_tiles_give_what_the_whole_slide_gives(busy_model, busy_slide, whole, tile_size, batch_size, workers):
+    found = found_on(busy_slide, busy_model, tile_size=tile_size, batch_size=batch_size, workers=workers)
+    assert_same(found, whole)
+
+
+def test_without_its_margin_they_would_not(busy_model, busy_slide, whole):
+    found = found_on(busy_slide, replace(busy_model, margin=0))
+    with pytest.raises(AssertionError):
+        assert_same(found, whole)
+
+
+def test_off_its_stride_they_would_not(busy_model, busy_slide, whole):
+    found = found_on(busy_slide, replace(busy_model, stride=1, margin=busy_model.margin + 2))
+    with pytest.raises(AssertionError):
+        assert_same(found, whole)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.3])
+def test_a_figure_anywhere_near_the_corner_of_four_tiles_is_counted_once(shift):
+    """Nine by nine corners of tiles, a figure at each, every one off its corner by another (dx, dy)."""
+    offsets = np.arange(-8, 9, 2) + shift
+    places = [
+        (CORE * (column + 1) + dx, CORE * (row + 1) + dy)
+        for row, dy in enumerate(offsets)
+        for column, dx in enumerate(offsets)
+    ]
+    side = CORE * 10
+    found = found_on(ArraySlide(draw_field(places, width=side, height=side)))
+    assert len(found) == 81
+    distance = np.hypot(*(np.array(places)[:, None] - found.xy[None]).T)
+    assert distance.min(axis=0).max() < 0.6
+    assert distance.min(axis=1).max() < 0.6
+
+
+@pytest.mark.parametrize(("gap", "n"), [(24, 2), (18, 2), (14, 1)])
+@pytest.mark.parametrize("place", [CORE - 30, CORE - 9, CORE, CORE + 5])
+def test_two_figures_are_two_unless_nearer_than_the_merge_radius(place, gap, n):
+    """7.5 µm are 15 px; small figures, so that they do not touch."""
+    figures = [(place - gap / 2, 100.0), (place + gap / 2, 100.0)]
+    assert len(found_on(ArraySlide(draw_field(figures, radius=3.5)))) == n
+
+
+def test_places_are_level_0_px_whatever_the_slides_own_mpp():
+    figures = random_places(8, 2, width=500, height=400, border=30, apart=60)
+    found = found_on(ArraySlide(draw_field(figures, width=500, height=400, radius=10), mpp=0.25))
+    assert len(found) == 8
+    assert np.hypot(*(np.array(figures)[:, None] - found.xy[None]).T).min(axis=0).max() < 1.5
+    np.testing.assert_allclose(found.area_um2, np.pi * 2.5**2, rtol=0.25)
+
+
+# Counts
+
+
+@pytest.fixture(scope="module")
+def darkness_model(model_folder):
+    return Model.of(*load_model(model_folder))
+
+
+def count(slide, model, **settings):
+    return count_slide(slide, "s", model, config(**settings))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_mirrored_or_turned_slide_has_the_same_count(darkness_model, seed):
+    pixels = draw_field(random_places(12, seed, width=300, height=200), random_places(4, seed + 9), 300, 200)
+    expected = count(ArraySlide(pixels), darkness_model)
+    assert 8 <= expected.report.mitotic_count <= 12
+    for other in (pixels[::-1], pixels[:, ::-1], pixels.transpose(1, 0, 2)):
+        turned = count(ArraySlide(np.ascontiguousarray(other)), darkness_model)
+        assert turned.report.mitotic_count == expected.report.mitotic_count
+        assert turned.report.n_candidates == expected.report.n_candidates
+
+
+@pytest.mark.parametrize("padding", [(0, 64), (37, 0), (101, 53)])
+def test_white_around_a_slide_changes_no_count(darkness_model, padding):
+    pixels = draw_field(random_places(10, 4, border=24))
+    around = np.pad(pixels, ((padding[1], 7), (padding[0], 200), (0, 0)), constant_values=255)
+    expected, found = (count(ArraySlide(image), darkness_model) for image in (pixels, around))
+    assert found.report.mitotic_count == expected.report.mitotic_count == 10
+    np.testing.assert_allclose(found.candidates.sorted().xy - padding, expected.candidates.sorted().xy, atol=0.01)
+
+
+def test_two_slides_side_by_side_have_the_sum_of_their_counts(darkness_model):
+    left, right = (draw_field(random_places(n, n, border=24), seed=n) for n in (5, 9))
+    both = ArraySlide(np.concatenate([left, right], axis=1))
+    assert count(both, darkness_model).report.mitotic_count == 14
+
+
+def test_what_is_dark_on_glass_is_not_counted():
+    pixels = draw_field([(200.0, 60.0), (220.0, 200.0)], glass=128)
+    pixels[40:50, 40:50] = FIGURE
+    assert len(concatenate([find_peaks(by_darkness(pixels), *[Box(0, 0, 256, 256)] * 2, MPP, MPP, 0.05)])) == 3
+    counted = count(ArraySlide(pixels), ORACLE)
+    assert counted.report.n_candidates == 2
+    assert (counted.candidates.xy[:, 0] > 128).all()
+
+
+def test_a_blank_slide_is_counted_without_running_the_network():
+    def never(_images):
+        raise AssertionError("nothing to look at")
+
+    report = count(ArraySlide(np.full((300, 300, 3), 245, np.uint8)), replace(ORACLE, engine=never)).report
+    assert (report.status, report.mitotic_count, report.density_per_mm2) == ("no_tissue", 0, None)
+
+
+def test_the_report_says_what_it_stands_on():
+    model = replace(ORACLE, card=CARD.model_copy(update={"weights_sha256": "abc"}))
+    slide = ArraySlide(draw_field(random_places(5, 1)))
+    report = count_slide(slide, "name", model, config(), "digest").report
+    assert (report.slide, report.status, report.mitotic_count) == ("name", "ok", 5)
+    assert (report.model_sha256, report.source_sha256, report.mpp, report.slide_mpp) == ("abc", "digest", MPP, MPP)
+    assert report.settings == config().model_dump(mode="json")
+    assert report.versions["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert report.tissue_mm2 == pytest.approx(0.128**2)
+
+
+def test_the_threshold_is_the_cards_unless_one_is_given():
+    def dim(images):
+        return by_darkness(images) * np.where(np.arange(images.shape[2]) < images.shape[2] // 2, 1, 1).astype(
+            np.float32
+        )
+
+    slide = ArraySlide(draw_field(random_places(5, 1)))
+    for model_threshold, given, expected in ((0.5, None, 5), (0.95, None, 0), (0.95, 0.5, 5), (0.5, 0.95, 0)):
+        model = replace(ORACLE, engine=dim, card=CARD.model_copy(update={"threshold": model_threshold}))
+        report = count(slide, model, threshold=given).report
+        assert (report.mitotic_count, report.n_candidates) == (expected, 5)
+        assert report.threshold == (given or model_threshold)
+
+
+def test_progress_is_told_batch_by_batch():
+    told = []
+    slide = ArraySlide(draw_field([], width=300, height=200))
+    count_slide(slide, "s", ORACLE, config(batch_size=5), on_tiles=lambda *progress: told.append(progress))
+    assert told == [(5, 12), (10, 12), (12, 12)]
+
+
+@pytest.mark.parametrize(
+    ("stride", "margin", "needed"), [(4, 24, None), (3, 24, r"multiple of 3 above 78"), (4, 60, "above 152")]
+)
+def test_a_tile_that_does_not_fit_the_network_is_refused(stride, margin, needed):
+    model, slide = replace(ORACLE, stride=stride, margin=margin), ArraySlide(draw_field([(60.0, 60.0)]))
+    if needed is None:
+        assert len(found_on(slide, model)) == 1
+    else:
+        with pytest.raises(ConfigError, match=rf"count\.tile_size = 128: this model needs a .*{needed}"):
+            found_on(slide, model)
+
+
+# Damage
+
+
+def test_a_damaged_tile_is_taken_from_the_area_and_its_detections_are_dropped():
+    pixels = draw_field([(96.0, 96.0), (30.0, 30.0), (200.0, 60.0)])
+    bad = (BadTile(0, Box(64, 64, 128, 128), "premature end"),)
+    report = count(ArraySlide(pixels, bad_tiles=bad), ORACLE, max_bad_fraction=0.1).report
+    assert (report.status, report.mitotic_count, report.n_candidates) == ("degraded", 2, 2)
+    assert report.bad_tiles == bad
+    assert report.excluded_mm2 == pytest.approx(0.032**2)
+    assert report.tissue_mm2 == pytest.approx(0.128**2 - 0.032**2)
+
+
+def test_too_much_damage_is_an_error_that_says_how_much_and_where():
+    bad = (BadTile(0, Box(64, 64, 128, 128), "premature end"),)
+    slide = ArraySlide(draw_field([(30.0, 30.0)]), bad_tiles=bad, path="a.tif")
+    complaint = r"a\.tif: 6\.2% of the tissue lies in damaged tiles, over 1\.0% \(first: premature end\)"
+    with pytest.raises(SlideError, match=complaint):
+        count(slide, ORACLE)
+    assert count(slide, ORACLE, max_bad_fraction=0.0625).report.status == "degraded"
+
+
+def test_a_file_with_a_damaged_tile_counts_the_rest(tmp_path):
+    figures = [(96.0, 96.0), (30.0, 30.0), (200.0, 60.0), (220.0, 220.0)]
+    path = save_tiff(tmp_path / "a.tif", draw_field(figures))
+    with open_slide(path) as slide:
+        expected = count(slide, ORACLE).report
+    damage_tiles(path, 5)
+    with open_slide(path) as slide:
+        report = count(slide, ORACLE, max_bad_fraction=0.1).report
+    assert (expected.status, expected.mitotic_count) == ("ok", 4)
+    assert (report.status, report.mitotic_count) == ("degraded", 3)
+    assert [bad.box for bad in report.bad_tiles] == [Box(64, 64, 128, 128)]
+    assert report.excluded_mm2 == pytest.approx(0.032**2)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="find_tissue takes what it cannot read for glass, so nothing there counts as damaged tissue"
+)
+def test_a_file_that_is_half_damaged_has_failed(tmp_path):
+    path = save_tiff(tmp_path / "a.tif", draw_field([(200.0, 60.0)]))
+    damage_tiles(path, *(row * 4 + column for row in range(4) for column in (0, 1)))
+    with open_slide(path) as slide, pytest.raises(SlideError, match=r"50\.0% of the tissue lies in damaged tiles"):
+        count(slide, ORACLE)
+
+
+# Many slides
+
+
+def run(slides, out, model=ORACLE, **options):
+    return {result.name: result for result in count_slides(find_sources([slides]), model, out, config(), **options)}
+
+
+def summary(out):
+    with (out / "summary.csv").open(newline="") as stream:
+        return {row["slide"]: row for row in csv.DictReader(stream)}
+
+
+def test_each_slide_gets_a_folder_and_a_line(slides_folder, tmp_path):
+    told = []
+    results = run(slides_folder, tmp_path / "out", on_tiles=lambda *progress: told.append(progress))
+    assert {name: (r.status, r.report.mitotic_count) for name, r in results.items()} == {
+        name: ("ok", 6) for name in ("A01", "A02", "B01")
+    }
+    assert {name: row["mitotic_count"] for name, row in summary(tmp_path / "out").items()} == {
+        name: "6" for name in ("A01", "A02", "B01")
+    }
+    for name in results:
+        content = json.loads((tmp_path / "out" / name / "count.json").read_text())
+        assert (content["slide"], content["mitotic_count"]) == (name, 6)
+    assert [progress[1:] for progress in told if progress[0] == "B01"][-1] == (9, 9)
+
+
+def test_the_same_slides_give_the_same_bytes(slides_folder, tmp_path):
+    for name in ("one", "two"):
+        run(slides_folder, tmp_path / name)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_bad_slide_stops_no_other_and_is_named_in_the_summary(slides_copy, tmp_path):
+    whole = (slides_copy / "A02.png").read_bytes()
+    (slides_copy / "A02.png").write_bytes(whole[: len(whole) // 2])
+    results = run(slides_copy, tmp_path / "out")
+    assert {name: result.status for name, result in results.items()} == {"A01": "ok", "A02": "failed", "B01": "ok"}
+    assert "A02.png: " in results["A02"].error
+    lines = summary(tmp_path / "out")
+    assert [lines[name]["status"] for name in ("A01", "A02", "B01")] == ["ok", "failed", "ok"]
+    assert "A02.png: " in lines["A02"]["error"]
+    assert lines["A02"]["mitotic_count"] == ""
+    assert not (tmp_path / "out" / "A02").exists()
+
+
+def test_results_are_replaced_only_if_that_is_asked_for(slides_folder, tmp_path):
+    out = tmp_path / "out"
+    run(slides_folder, out)
+    before = contents(out)
+    with pytest.raises(ConfigError, match=r"out: holds results already\. .*--overwrite"):
+        run(slides_folder, out)
+    assert contents(out) == before
+    (out / "summary.csv").write_text("old")
+    run(slides_folder, out, overwrite=True)
+    assert contents(out) == before
+
+
+def test_a_slide_that_fails_now_keeps_no_count_of_before(slides_copy, tmp_path):
+    """Or `mitosis evaluate` would take the old count for that of this run."""
+    run(slides_copy, tmp_path / "out")
+    (slides_copy / "A02.png").write_bytes(b"\x89PNG broken")
+    run(slides_copy, tmp_path / "out", overwrite=True)
+    assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/count.json")) == ["A01", "B01"]
+
+
+def test_a_place_that_cannot_be_written_to_stops_the_run(slides_folder, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(OutputError, match="out"):
+        run(slides_folder, tmp_path / "out")
+
+
+def test_a_slide_that_is_replaced_by_a_folder_while_others_are_counted_has_failed(slides_copy, tmp_path):
+    sources = find_sources([slides_copy])
+    (slides_copy / "B01.png").unlink()
+    results = list(count_slides(sources, ORACLE, tmp_path / "out", config()))
+    assert [result.status for result in results] == ["ok", "ok", "failed"]
+    shutil.rmtree(tmp_path / "out")
+    save_slide(slides_copy / "B01.png", draw_field([]), mpp=None)
+    results = list(count_slides(sources, ORACLE, tmp_path / "out", config()))
+    assert "no µm/px" in results[2].error
