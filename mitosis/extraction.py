@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mitosis.annotations import Annotation, Label, find_annotations, load_annotations, write_points
+from mitosis.annotations import Annotation, AnnotationSet, Label, find_annotations, load_annotations, write_points
 from mitosis.cohort import SlideSource
 from mitosis.config import Config, ExtractConfig, load_config, save_config
 from mitosis.errors import AnnotationError, MitosisError, PatchIndexError
@@ -42,8 +42,8 @@ class SlideRecord:
     Attributes
     ----------
     patches : tuple of Patch
-    n_outside : int
-        Marks that lie outside the slide and were left out.
+    n_outside, n_ignored : int
+        Marks left out because they lie outside the slide, or are of a class that is neither figure nor look-alike.
     n_unreadable : int
         Patches left out because a tile of the slide file is damaged there.
     error : str
@@ -55,6 +55,7 @@ class SlideRecord:
     slide_id: str
     patches: tuple[Patch, ...] = ()
     n_outside: int = 0
+    n_ignored: int = 0
     n_unreadable: int = 0
     error: str = ""
     reused: bool = False
@@ -138,20 +139,19 @@ def _extract_slide(source: SlideSource, out: Path, config: ExtractConfig) -> Sli
 
 def _reuse_or_cut(source: SlideSource, out: Path, config: ExtractConfig) -> SlideRecord:
     with open_slide(source.path, source.mpp) as slide:
-        digest = sha256(source.path)
         marks = find_annotations(source.annotations, source.slide_id) if source.annotations else ()
         key = {
-            "source_sha256": digest,
+            "source_sha256": sha256(source.path),
             "case_id": source.case_id,
             "domain": source.domain,
             "mpp": slide.mpp,
             "marks_sha256": [_digest(path) for path in marks],
         }
-        journal = out / "slides" / f"{source.slide_id}.json"
-        record = _earlier(journal, key, out)
-        if record:
-            return record
-        return _cut(slide, source, digest, out, config, journal, key)
+        return _earlier(out, source.slide_id, key) or _cut(slide, source, out, config, key)
+
+
+def _journal(out: Path, slide_id: str) -> Path:
+    return out / "slides" / f"{slide_id}.json"
 
 
 def _digest(marks: Path) -> str:
@@ -161,139 +161,120 @@ def _digest(marks: Path) -> str:
         raise AnnotationError(f"{marks}: cannot be read ({error.strerror}). Check the path.") from error
 
 
-def _earlier(journal: Path, key: dict[str, Any], out: Path) -> SlideRecord | None:
+def _earlier(out: Path, slide_id: str, key: dict[str, Any]) -> SlideRecord | None:
     """The record of an earlier run, if it was made of the same files and its patches are all there."""
     try:
-        content = json.loads(journal.read_text(encoding="utf-8"))
-        patches = tuple(Patch(**row) for row in content["patches"])
+        content = json.loads(_journal(out, slide_id).read_text(encoding="utf-8"))
+        record = SlideRecord(**content["record"] | {"reused": True})
+        patches = tuple(Patch(**row) for row in content["record"]["patches"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    complete = all(
-        (out / patch.image).is_file() and (not patch.mask or (out / patch.mask).is_file()) for patch in patches
-    )
-    if content.get("key") != key or not complete:
+    files = [file for patch in patches for file in (patch.image, patch.mask) if file]
+    if content.get("key") != key or not all((out / file).is_file() for file in files):
         return None
-    return SlideRecord(journal.stem, patches, content["n_outside"], content["n_unreadable"], reused=True)
+    return replace(record, patches=patches)
 
 
-def _cut(
-    slide: Slide,
-    source: SlideSource,
-    digest: str,
-    out: Path,
-    config: ExtractConfig,
-    journal: Path,
-    key: dict[str, Any],
-) -> SlideRecord:
-    marks: tuple[Annotation, ...] = ()
-    n_outside = 0
+def _cut(slide: Slide, source: SlideSource, out: Path, config: ExtractConfig, key: dict[str, Any]) -> SlideRecord:
+    """Cut all patches of a slide, then note in its journal what was done."""
+    loaded = AnnotationSet(())
     if source.annotations:
         loaded = load_annotations(source.annotations, source.slide_id, slide.dimensions, slide.mpp)
-        marks, n_outside = loaded.annotations, loaded.n_outside
+    journal = _journal(out, source.slide_id)
     # What an earlier run noted must not vouch for what is written from here on.
     for note in (journal, out / "index.csv"):
         note.unlink(missing_ok=True)
-    images, masks = (make_folder(out / part / source.slide_id) for part in ("images", "masks"))
-    for folder in (images, masks):
-        shutil.rmtree(folder)
-        folder.mkdir()
-    points = make_folder(out / "marks") / f"{source.slide_id}.csv"
-    write_points(points, marks)
-    patches, n_unreadable = [], 0
-    for name, box, on_grid in _places(slide, marks, find_tissue(slide), config, source.slide_id):
-        patch = _cut_patch(slide, source, digest, out, name, box, on_grid, marks, config)
-        if patch:
-            patches.append(patch)
-        else:
-            n_unreadable += 1
+    for part in ("images", "masks"):
+        shutil.rmtree(make_folder(out / part / source.slide_id))
+        make_folder(out / part / source.slide_id)
+    write_points(make_folder(out / "marks") / f"{source.slide_id}.csv", loaded.annotations)
+    cutter = _Cutter(slide, source, out, config, key["source_sha256"], loaded.annotations)
+    cut = [cutter.cut(*place) for place in cutter.places(find_tissue(slide))]
+    patches = tuple(patch for patch in cut if patch)
+    record = SlideRecord(source.slide_id, patches, loaded.n_outside, loaded.n_ignored, len(cut) - len(patches))
     make_folder(journal.parent)
-    content = {
-        "key": key,
-        "n_outside": n_outside,
-        "n_unreadable": n_unreadable,
-        "patches": [asdict(p) for p in patches],
-    }
-    write_text(journal, dump_json(content))
-    return SlideRecord(source.slide_id, tuple(patches), n_outside, n_unreadable)
+    write_text(journal, dump_json({"key": key, "record": asdict(record)}))
+    return record
 
 
-def _places(
-    slide: Slide, marks: Sequence[Annotation], tissue: TissueMask, config: ExtractConfig, slide_id: str
-) -> Iterator[tuple[str, Box, bool]]:
-    """(name, box on the grid at config.mpp, on_grid) of each patch."""
-    ratio = config.mpp / slide.mpp
-    centres = np.array([(mark.x / ratio, mark.y / ratio) for mark in marks]).reshape(-1, 2)
-    for tile in tile_grid(grid_dimensions(slide.dimensions, slide.mpp, config.mpp), config.mpp, config.size):
-        box = tile.window
-        level0 = tuple(edge * ratio for edge in box)
-        if _inside(box, centres).any() or tissue.covers(level0) >= config.min_tissue:
-            yield f"tile_x{box.x0:06d}_y{box.y0:06d}", box, True
-    rng = np.random.default_rng([config.seed, *slide_id.encode()])
-    for number, (x, y) in enumerate(centres):
-        dx, dy = rng.integers(-config.jitter, config.jitter, 2, endpoint=True)
-        x0, y0 = int(x + dx) - config.size // 2, int(y + dy) - config.size // 2
-        label = "figure" if marks[number].label is Label.MITOTIC_FIGURE else "lookalike"
-        yield f"{label}_{number:05d}", Box(x0, y0, x0 + config.size, y0 + config.size), False
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts the patches of one slide."""
 
+    slide: Slide
+    source: SlideSource
+    out: Path
+    config: ExtractConfig
+    sha256: str
+    marks: tuple[Annotation, ...]
 
-def _inside(box: Box, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = np.all((points >= box[:2]) & (points < box[2:]), axis=1)
-    return inside
+    @property
+    def ratio(self) -> float:
+        """Level-0 px in a px of the patches."""
+        return self.config.mpp / self.slide.mpp
 
+    def places(self, tissue: TissueMask) -> Iterator[tuple[str, Box, bool]]:
+        """(name, box in px at config.mpp, on_grid) of each patch."""
+        size, jitter = self.config.size, self.config.jitter
+        dimensions = grid_dimensions(self.slide.dimensions, self.slide.mpp, self.config.mpp)
+        for box in (tile.window for tile in tile_grid(dimensions, self.config.mpp, size)):
+            if self.marks_in(box) or tissue.covers([edge * self.ratio for edge in box]) >= self.config.min_tissue:
+                yield f"tile_x{box.x0:06d}_y{box.y0:06d}", box, True
+        rng = np.random.default_rng([self.config.seed, *self.source.slide_id.encode()])
+        for number, mark in enumerate(self.marks):
+            dx, dy = rng.integers(-jitter, jitter, 2, endpoint=True)
+            x0, y0 = int(mark.x / self.ratio + dx) - size // 2, int(mark.y / self.ratio + dy) - size // 2
+            label = "figure" if mark.label is Label.MITOTIC_FIGURE else "lookalike"
+            yield f"{label}_{number:05d}", Box(x0, y0, x0 + size, y0 + size), False
 
-def _cut_patch(
-    slide: Slide,
-    source: SlideSource,
-    digest: str,
-    out: Path,
-    name: str,
-    box: Box,
-    on_grid: bool,
-    marks: Sequence[Annotation],
-    config: ExtractConfig,
-) -> Patch | None:
-    """Write image and mask; None where the slide file is damaged."""
-    ratio = config.mpp / slide.mpp
-    margin = round(_MASK_CONTEXT_UM / config.mpp)
-    pixels = read_at_mpp(slide, box.grown(margin), config.mpp)
-    if _touches_bad_tile(slide, box, ratio):
-        return None
-    mask = draw_mask(marks, box.grown(margin), config.mpp, slide.mpp, pixels)[margin:-margin, margin:-margin]
-    image_name = f"images/{source.slide_id}/{name}.png"
-    mask_name = f"masks/{source.slide_id}/{name}.png" if source.annotations else ""
-    with atomic_write(out / image_name) as stream:
-        Image.fromarray(np.ascontiguousarray(pixels[margin:-margin, margin:-margin])).save(
-            stream, "PNG", compress_level=1
+    def marks_in(self, box: Box) -> list[Annotation]:
+        """The marks whose centre lies in a box."""
+        x0, y0, x1, y1 = (edge * self.ratio for edge in box)
+        return [mark for mark in self.marks if x0 <= mark.x < x1 and y0 <= mark.y < y1]
+
+    def cut(self, name: str, box: Box, on_grid: bool) -> Patch | None:
+        """Write image and mask; None where the slide file is damaged."""
+        margin = round(_MASK_CONTEXT_UM / self.config.mpp)
+        pixels = read_at_mpp(self.slide, box.grown(margin), self.config.mpp)
+        if self._is_damaged(box):
+            return None
+        inner = slice(margin, -margin)
+        mask = draw_mask(self.marks, box.grown(margin), self.config.mpp, self.slide.mpp, pixels)[inner, inner]
+        file = f"{self.source.slide_id}/{name}.png"
+        with atomic_write(self.out / "images" / file) as stream:
+            Image.fromarray(np.ascontiguousarray(pixels[inner, inner])).save(stream, "PNG", compress_level=1)
+        if self.source.annotations:
+            save_mask(self.out / "masks" / file, mask)
+        return self._row(name, box, on_grid, mask)
+
+    def _is_damaged(self, box: Box) -> bool:
+        x0, y0, x1, y1 = (edge * self.ratio for edge in box)
+        bad = (tile.box for tile in self.slide.bad_tiles)
+        return any(b.x0 < x1 and b.x1 > x0 and b.y0 < y1 and b.y1 > y0 for b in bad)
+
+    def _row(self, name: str, box: Box, on_grid: bool, mask: NDArray[np.uint8]) -> Patch:
+        here = self.marks_in(box)
+        n_mitotic = sum(mark.label is Label.MITOTIC_FIGURE for mark in here)
+        file = f"{self.source.slide_id}/{name}.png"
+        return Patch(
+            patch_id=f"{self.source.slide_id}/{name}",
+            slide_id=self.source.slide_id,
+            case_id=self.source.case_id,
+            domain=self.source.domain,
+            x=box.x0 * self.ratio,
+            y=box.y0 * self.ratio,
+            size=self.config.size,
+            mpp=self.config.mpp,
+            slide_mpp=self.slide.mpp,
+            kind=MITOTIC if n_mitotic else HARD_NEGATIVE if here else BACKGROUND,
+            on_grid=on_grid,
+            n_mitotic=n_mitotic,
+            n_non_mitotic=len(here) - n_mitotic,
+            px_mitotic=int((mask == MITOTIC_FIGURE).sum()),
+            px_non_mitotic=int((mask == NON_MITOTIC_FIGURE).sum()),
+            px_ignore=int((mask == IGNORE).sum()),
+            image=f"images/{file}",
+            mask=f"masks/{file}" if self.source.annotations else "",
+            split="",
+            source_sha256=self.sha256,
         )
-    if mask_name:
-        save_mask(out / mask_name, mask)
-    here = [mark for mark in marks if _inside(box, np.array([[mark.x / ratio, mark.y / ratio]]))[0]]
-    n_mitotic = sum(mark.label is Label.MITOTIC_FIGURE for mark in here)
-    kind = MITOTIC if n_mitotic else HARD_NEGATIVE if here else BACKGROUND
-    return Patch(
-        patch_id=f"{source.slide_id}/{name}",
-        slide_id=source.slide_id,
-        case_id=source.case_id,
-        domain=source.domain,
-        x=box.x0 * ratio,
-        y=box.y0 * ratio,
-        size=config.size,
-        mpp=config.mpp,
-        slide_mpp=slide.mpp,
-        kind=kind,
-        on_grid=on_grid,
-        n_mitotic=n_mitotic,
-        n_non_mitotic=len(here) - n_mitotic,
-        px_mitotic=int((mask == MITOTIC_FIGURE).sum()),
-        px_non_mitotic=int((mask == NON_MITOTIC_FIGURE).sum()),
-        px_ignore=int((mask == IGNORE).sum()),
-        image=image_name,
-        mask=mask_name,
-        split="",
-        source_sha256=digest,
-    )
-
-
-def _touches_bad_tile(slide: Slide, box: Box, ratio: float) -> bool:
-    x0, y0, x1, y1 = (edge * ratio for edge in box)
-    return any(b.box.x0 < x1 and b.box.x1 > x0 and b.box.y0 < y1 and b.box.y1 > y0 for b in slide.bad_tiles)

@@ -111,6 +111,7 @@ def _count_source(
     source: SlideSource, model: Model, out: Path, config: CountConfig, on_tiles: Callable[[str, int, int], None]
 ) -> SlideResult:
     name = source.slide_id
+    (out / name / "count.json").unlink(missing_ok=True)  # if this slide fails now, an old count must not stand for it
     try:
         with open_slide(source.path, source.mpp) as slide:
             counted = count_slide(slide, name, model, config, sha256(source.path), partial(on_tiles, name))

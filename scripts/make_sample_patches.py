@@ -24,8 +24,8 @@ SEED = 7
 MPP = 0.25
 SIDE = 352
 N_CASES = 6
-# Figures and annotated look-alikes of the patches of a case; the phases go round over all of them.
-CONTENTS = ((3, 3), (4, 2), (3, 4), (4, 3), (0, 4))
+# Of each patch of a case: figures, annotated look-alikes, how much tumour (see draw_tissue).
+CONTENTS = ((3, 3, 0.5), (4, 2, None), (3, 3, 0.0), (4, 3, 0.2), (0, 1, -0.5))
 PHASES = ("metaphase", "prometaphase", "telophase", "prophase", "metaphase", "anaphase", "ring", "prometaphase")
 PALETTE = {0: (0, 0, 0), 1: (220, 40, 40), 2: (60, 110, 230), 255: (150, 150, 150)}
 COLUMNS = ("patch", "case", "mpp", "n_mitotic", "n_non_mitotic", "phases", "image", "mask", "sha256")
@@ -81,12 +81,19 @@ def draw_samples() -> Iterator[Sample]:
     turn = 0
     for case in range(1, N_CASES + 1):
         stain = random_stain(np.random.default_rng([SEED, case]))
-        for number, (n_mitotic, n_lookalike) in enumerate(CONTENTS, start=1):
+        for number, (n_mitotic, n_lookalike, tumour) in enumerate(CONTENTS, start=1):
             rng = np.random.default_rng([SEED, case, number])
             phases = PHASES[turn % len(PHASES) :] + PHASES
             turn += n_mitotic
             drawing = draw_tissue(
-                rng, (SIDE, SIDE), MPP, n_mitotic=n_mitotic, n_lookalike=n_lookalike, stain=stain, phases=phases
+                rng,
+                (SIDE, SIDE),
+                MPP,
+                n_mitotic=n_mitotic,
+                n_lookalike=n_lookalike,
+                stain=stain,
+                phases=phases,
+                tumour=tumour,
             )
             yield Sample(f"case{case}_{number:02}", f"case{case}", drawing)
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ def draw_field(figures, look_alikes=(), width=SIDE, height=SIDE, glass=0, seed=0
     return image.astype(np.uint8)
 
 
-def random_places(n, seed, width=SIDE, height=SIDE, border=8, apart=24):
+def random_places(n, seed, width=SIDE, height=SIDE, border=8, apart=30):
     """`n` points with space between them."""
     rng = np.random.default_rng(seed)
     places = []
@@ -232,22 +231,3 @@ def _darkness_network():
         network.head.weight[1, 0] = 20.0
         network.head.bias[0] = 12.0
     return network
-
-
-@pytest.fixture
-def run_cli(capfd, monkeypatch):
-    """Run ``mitosis`` in this process; gives (exit code, standard output, standard error)."""
-    from mitosis.cli import main
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mitosis", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        else:
-            code = 0
-        return (code, *capfd.readouterr())
-
-    return run

@@ -45,6 +45,7 @@ def test_batches_come_in_order_with_the_promised_types(index):
     assert len(dataset) == len(index.patches)
 
 
+@pytest.mark.slow
 def test_items_are_the_same_for_any_number_of_workers_and_never_repeat(index):
     """albumentations 2.0.8 by itself repeats one random stream in each worker and each epoch."""
     rows = [*figure_rows(index)[:4], len(index.patches) - 1, len(index.patches) - 2]

@@ -151,6 +151,7 @@ def test_marks_outside_the_slide_are_left_out_and_counted(slides_copy, tmp_path)
     assert len(PatchIndex.read(tmp_path / "out").figures("A01")) == 6
 
 
+@pytest.mark.slow
 def test_the_folder_has_the_same_bytes_for_one_worker_and_two(patches_folder, slides_folder, tmp_path):
     records = extract(slides_folder, tmp_path / "out", workers=2, **CASES)
     assert sorted(records) == ["A01", "A02", "B01"]

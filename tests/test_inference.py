@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -82,7 +81,7 @@ def busy_slide():
 
 @pytest.fixture(scope="module")
 def whole(busy_slide):
-    """Detections of the network run once on the whole slide, with white around it, and none of this package's tiling."""
+    """Detections of the network run once on the whole slide with white around it, without any tiling."""
     network, border = busy_network(), 48
     width, height = busy_slide.dimensions
     right, bottom = -(-(width + border) // 4) * 4, -(-(height + border) // 4) * 4
@@ -92,12 +91,12 @@ def whole(busy_slide):
         probability = network(to_input(torch.from_numpy(image[np.newaxis]))).softmax(1)[0, 1].numpy()
     box = Box(-border, -border, right, bottom)
     found = find_peaks(probability, box, Box(0, 0, width, height), MPP, MPP, 0.05)
-    return merge(found[find_tissue(busy_slide).contains(found.xy)], MPP, 7.5)
+    return merge(found[find_tissue(busy_slide).contains(found.xy)], MPP, config().merge_um)
 
 
 def test_the_busy_network_is_a_hard_case(whole):
     assert len(whole) > 30
-    assert np.ptp(whole.score) > 0.4
+    assert np.ptp(whole.score) > 0.25
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -141,9 +140,9 @@ def test_a_figure_anywhere_near_the_corner_of_four_tiles_is_counted_once(shift):
 @pytest.mark.parametrize(("gap", "n"), [(24, 2), (18, 2), (14, 1)])
 @pytest.mark.parametrize("place", [CORE - 30, CORE - 9, CORE, CORE + 5])
 def test_two_figures_are_two_unless_nearer_than_the_merge_radius(place, gap, n):
-    """7.5 µm are 15 px; small figures, so that they do not touch."""
+    """8 µm are 16 px; small figures, so that they do not touch."""
     figures = [(place - gap / 2, 100.0), (place + gap / 2, 100.0)]
-    assert len(found_on(ArraySlide(draw_field(figures, radius=3.5)))) == n
+    assert len(found_on(ArraySlide(draw_field(figures, radius=3.5)), merge_um=8)) == n
 
 
 def test_places_are_level_0_px_whatever_the_slides_own_mpp():
@@ -216,19 +215,14 @@ def test_the_report_says_what_it_stands_on():
     assert (report.slide, report.status, report.mitotic_count) == ("name", "ok", 5)
     assert (report.model_sha256, report.source_sha256, report.mpp, report.slide_mpp) == ("abc", "digest", MPP, MPP)
     assert report.settings == config().model_dump(mode="json")
-    assert report.versions["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert "torch" in report.versions
     assert report.tissue_mm2 == pytest.approx(0.128**2)
 
 
 def test_the_threshold_is_the_cards_unless_one_is_given():
-    def dim(images):
-        return by_darkness(images) * np.where(np.arange(images.shape[2]) < images.shape[2] // 2, 1, 1).astype(
-            np.float32
-        )
-
     slide = ArraySlide(draw_field(random_places(5, 1)))
     for model_threshold, given, expected in ((0.5, None, 5), (0.95, None, 0), (0.95, 0.5, 5), (0.5, 0.95, 0)):
-        model = replace(ORACLE, engine=dim, card=CARD.model_copy(update={"threshold": model_threshold}))
+        model = replace(ORACLE, card=CARD.model_copy(update={"threshold": model_threshold}))
         report = count(slide, model, threshold=given).report
         assert (report.mitotic_count, report.n_candidates) == (expected, 5)
         assert report.threshold == (given or model_threshold)
@@ -241,16 +235,13 @@ def test_progress_is_told_batch_by_batch():
     assert told == [(5, 12), (10, 12), (12, 12)]
 
 
-@pytest.mark.parametrize(
-    ("stride", "margin", "needed"), [(4, 24, None), (3, 24, r"multiple of 3 above 78"), (4, 60, "above 152")]
-)
-def test_a_tile_that_does_not_fit_the_network_is_refused(stride, margin, needed):
+@pytest.mark.parametrize(("stride", "margin", "needed"), [(3, 24, "a multiple of 3 above "), (4, 60, "above ")])
+def test_a_tile_that_does_not_fit_the_network_is_refused_with_one_that_does(stride, margin, needed):
     model, slide = replace(ORACLE, stride=stride, margin=margin), ArraySlide(draw_field([(60.0, 60.0)]))
-    if needed is None:
-        assert len(found_on(slide, model)) == 1
-    else:
-        with pytest.raises(ConfigError, match=rf"count\.tile_size = 128: this model needs a .*{needed}"):
-            found_on(slide, model)
+    with pytest.raises(ConfigError, match=rf"count\.tile_size = 128: this model needs .*{needed}\d+\.") as refused:
+        found_on(slide, model)
+    above = int(str(refused.value).rstrip(".").split()[-1])
+    assert len(found_on(slide, model, tile_size=above + 20 * stride)) == 1
 
 
 # Damage
@@ -314,12 +305,10 @@ def summary(out):
 def test_each_slide_gets_a_folder_and_a_line(slides_folder, tmp_path):
     told = []
     results = run(slides_folder, tmp_path / "out", on_tiles=lambda *progress: told.append(progress))
-    assert {name: (r.status, r.report.mitotic_count) for name, r in results.items()} == {
-        name: ("ok", 6) for name in ("A01", "A02", "B01")
-    }
-    assert {name: row["mitotic_count"] for name, row in summary(tmp_path / "out").items()} == {
-        name: "6" for name in ("A01", "A02", "B01")
-    }
+    assert list(results) == ["A01", "A02", "B01"]
+    assert {(result.status, result.report.mitotic_count) for result in results.values()} == {("ok", 6)}
+    lines = summary(tmp_path / "out")
+    assert [lines[name]["mitotic_count"] for name in results] == ["6", "6", "6"]
     for name in results:
         content = json.loads((tmp_path / "out" / name / "count.json").read_text())
         assert (content["slide"], content["mitotic_count"]) == (name, 6)
@@ -328,7 +317,7 @@ def test_each_slide_gets_a_folder_and_a_line(slides_folder, tmp_path):
 
 def test_the_same_slides_give_the_same_bytes(slides_folder, tmp_path):
     for name in ("one", "two"):
-        run(slides_folder, tmp_path / name)
+        run(slides_folder / "A01.png", tmp_path / name)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -347,13 +336,13 @@ def test_a_bad_slide_stops_no_other_and_is_named_in_the_summary(slides_copy, tmp
 
 def test_results_are_replaced_only_if_that_is_asked_for(slides_folder, tmp_path):
     out = tmp_path / "out"
-    run(slides_folder, out)
+    run(slides_folder / "A01.png", out)
     before = contents(out)
     with pytest.raises(ConfigError, match=r"out: holds results already\. .*--overwrite"):
-        run(slides_folder, out)
+        run(slides_folder / "A01.png", out)
     assert contents(out) == before
     (out / "summary.csv").write_text("old")
-    run(slides_folder, out, overwrite=True)
+    run(slides_folder / "A01.png", out, overwrite=True)
     assert contents(out) == before
 
 
@@ -371,12 +360,11 @@ def test_a_place_that_cannot_be_written_to_stops_the_run(slides_folder, tmp_path
         run(slides_folder, tmp_path / "out")
 
 
-def test_a_slide_that_is_replaced_by_a_folder_while_others_are_counted_has_failed(slides_copy, tmp_path):
-    sources = find_sources([slides_copy])
-    (slides_copy / "B01.png").unlink()
-    results = list(count_slides(sources, ORACLE, tmp_path / "out", config()))
-    assert [result.status for result in results] == ["ok", "ok", "failed"]
-    shutil.rmtree(tmp_path / "out")
+def test_a_slide_that_vanished_meanwhile_or_knows_no_mpp_has_failed(slides_copy, tmp_path):
+    sources = find_sources([slides_copy / f"{name}.png" for name in ("A02", "B01")])
+    (slides_copy / "A02.png").unlink()
     save_slide(slides_copy / "B01.png", draw_field([]), mpp=None)
-    results = list(count_slides(sources, ORACLE, tmp_path / "out", config()))
-    assert "no µm/px" in results[2].error
+    gone, no_mpp = count_slides(sources, ORACLE, tmp_path / "out", config())
+    assert (gone.status, no_mpp.status) == ("failed", "failed")
+    assert "no such file" in gone.error
+    assert "no µm/px" in no_mpp.error

@@ -140,6 +140,7 @@ def test_a_finished_run_that_is_resumed_changes_nothing(index, finished, tmp_pat
     assert contents(out) == contents(finished[0])
 
 
+@pytest.mark.slow
 def test_loader_processes_change_no_bit(index, finished, tmp_path):
     """The one difference is the number of them in the card."""
     out = tmp_path / "run"

@@ -8,7 +8,7 @@ import typer
 from mitosis.cli.options import ConfigFile, Mpp, Set, Workers
 
 if TYPE_CHECKING:
-    from mitosis.inference import SlideResult
+    from mitosis.counting import CountReport
 
 __all__ = ["count"]
 
@@ -56,23 +56,23 @@ def count(
         rows = []
         for row in count_slides(sources, loaded, out, chosen, overwrite=overwrite, on_tiles=on_tiles):
             rows.append(row)
-            progress.console.print(_sentence(row), highlight=False, markup=False, soft_wrap=True)
+            if row.report is None:
+                typer.echo(f"Error: {row.error}", err=True)
+            else:
+                progress.console.print(_sentence(row.report), highlight=False, markup=False, soft_wrap=True)
     typer.echo(str(out / "summary.csv"))
     statuses = {row.status for row in rows}
     raise typer.Exit(1 if "failed" in statuses else 3 if "degraded" in statuses else 0)
 
 
-def _sentence(result: "SlideResult") -> str:
-    report = result.report
-    if report is None:
-        return f"{result.name}: failed. {result.error}"
+def _sentence(report: "CountReport") -> str:
     if report.hotspot is None:
-        return f"{result.name}: no tissue found, nothing counted."
+        return f"{report.slide}: no tissue found, nothing counted."
     hotspot = report.hotspot
     low, high = hotspot.interval
     damaged = f", {report.excluded_mm2:.2f} mm² unreadable" if report.status == "degraded" else ""
     return (
-        f"{result.name}: {hotspot.mitotic_count} mitotic figures in the hotspot of {hotspot.area_mm2:.2f} mm² "
+        f"{report.slide}: {hotspot.mitotic_count} mitotic figures in the hotspot of {hotspot.area_mm2:.2f} mm² "
         f"(95 % interval {low:.0f} to {high:.0f}); "
         f"{report.mitotic_count} in {report.tissue_mm2:.2f} mm² of tissue{damaged}."
     )

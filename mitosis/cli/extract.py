@@ -60,6 +60,7 @@ def extract(
         typer.echo(f"Error: {record.error}", err=True)
     for what, number in (
         ("marks outside their slide were left out", sum(record.n_outside for record in done)),
+        ("marks of other classes were left out", sum(record.n_ignored for record in done)),
         ("patches were left out because the slide file is damaged there", sum(record.n_unreadable for record in done)),
     ):
         if number:

@@ -24,7 +24,7 @@ CELLS: dict[str, Kind] = {**FIGURES, **LOOKALIKES, **NUCLEI}
 _LABELS = {1: Label.MITOTIC_FIGURE, 2: Label.NON_MITOTIC_FIGURE}
 _EDGE_UM = 10.0  # of a patch, free of figures
 _APART_UM = 18.0  # at least, between two figures
-_CLUTTER_PER_MM2 = 60.0
+_CLUTTER_PER_MM2 = 130.0
 _TRIES = 50
 
 
@@ -112,6 +112,7 @@ def draw_tissue(
     n_lookalike: int = 3,
     stain: Stain | None = None,
     phases: Sequence[str] | None = None,
+    tumour: float | None = None,
 ) -> Drawing:
     """Draw a patch of H&E-like tissue.
 
@@ -127,16 +128,18 @@ def draw_tissue(
         None for a random one.
     phases : sequence of str or None
         The figures' kinds (keys of `CELLS`), used in turn; None for random ones.
+    tumour : float or None
+        0 for as much stroma as on a phantom, 1 for hardly any, -0.6 for hardly any tumour; None for a random value.
 
     Raises
     ------
     ValueError
-        So many figures do not fit.
+        So many figures do not fit into the tumour.
     """
     stain = stain or random_stain(rng)
     left, top = (round(int(um) / mpp) for um in rng.integers(0, 128, 2))
     box = Box(left, top, left + size[0], top + size[1])
-    bare, free = _find_room(rng, box, mpp, n_mitotic + n_lookalike)
+    bare, free = _find_room(rng, box, mpp, n_mitotic + n_lookalike, tumour)
     wanted = list(phases or rng.choice(list(PHASES), max(n_mitotic, 1), p=list(PHASES.values())))
     kinds = [str(wanted[k % len(wanted)]) for k in range(n_mitotic)]
     kinds += rng.choice(list(OTHERS), n_lookalike, p=list(OTHERS.values())).tolist()
@@ -146,10 +149,12 @@ def draw_tissue(
     return replace(drawing, annotations=tuple(moved))
 
 
-def _find_room(rng: np.random.Generator, box: Box, mpp: float, wanted: int) -> tuple[Scene, list[tuple[int, int]]]:
+def _find_room(
+    rng: np.random.Generator, box: Box, mpp: float, wanted: int, tumour: float | None
+) -> tuple[Scene, list[tuple[int, int]]]:
     """A scene with room for `wanted` figures in its tumour, and their places in random order."""
     for _ in range(_TRIES):
-        scene = Scene(int(rng.integers(2**31)), make_zones(rng, tumour=rng.uniform(0.2, 0.9)))
+        scene = Scene(int(rng.integers(2**31)), make_zones(rng, rng.uniform(0, 0.7) if tumour is None else tumour))
         free = _free_sites(scene, rng, box, mpp)
         if wanted <= len(free):
             return scene, free

@@ -55,7 +55,7 @@ def fibroblast(rng: np.random.Generator, canvas: Canvas, size: float, angle: flo
     thick = width * np.maximum(1 - (along / half) ** 2, 0)
     edge = np.maximum(np.abs(across) - thick, (np.abs(along) - half)) / np.float32(1.1)
     inside = canvas.cover(edge, 0.45)
-    dark = rng.uniform(0.3, 0.8)
+    dark = rng.uniform(0.25, 0.62)
     blue = inside * (dark + 0.12 * canvas.noise(rng, "grain") + 0.1 * canvas.noise(rng, "clump"))
     blue = blue + 0.2 * np.exp(-(((edge + 0.3) / 0.35) ** 2))
     tails = canvas.cover(capsule(along, across, half + 1.5, 0.15), 1.2)

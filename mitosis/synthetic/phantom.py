@@ -33,7 +33,7 @@ def make_scene(
     """The tissue of the phantom `seed`, on a glass of `size_um` (width, height), and its stain."""
     rng = np.random.default_rng(seed)
     stain = random_stain(rng)
-    zones = make_zones(rng, tumour=0.3, size_um=size_um)
+    zones = make_zones(rng, size_um=size_um)
     return Scene(seed, zones, (density_per_mm2, lookalikes_per_mm2, 4.0)), stain
 
 
@@ -80,7 +80,7 @@ def write_phantom(
     truth: list[Annotation] = []
     small_shape = (math.ceil(height / _STEP), math.ceil(width / _STEP), 3)
     bigtiff = 3.3 * width * height > _CLASSIC_LIMIT
-    with tempfile.TemporaryFile(dir=path.parent) as spill, atomic_write(path) as stream:
+    with atomic_write(path) as stream, tempfile.TemporaryFile(dir=path.parent) as spill:
         small = np.memmap(spill, np.uint8, "w+", shape=small_shape)
         with tifffile.TiffWriter(tifffile.FileHandle(stream, "wb", name=path.name), bigtiff=bigtiff) as tiff:
             tiles = _first_level(scene, stain or usual, dimensions, mpp, small, truth)

@@ -55,7 +55,7 @@ class Zones:
         along = cosine * x_um + sine * y_um + 50 * value["bend"]
         across = cosine * y_um - sine * x_um + 50 * value["turn"] + 5 * value["wave"]
         septum = 0.38 - np.abs(value["septum"]) + 0.12 * value["wave"]
-        stroma = np.maximum(1.6 * septum, value["region"] - 0.9 - self.tumour)
+        stroma = np.maximum(1.6 * septum, value["region"] - 1.2 - self.tumour) - 0.12
         return Places(
             glass=self._glass(x_um, y_um, value),
             stroma=stroma - 0.4 * self.tumour,
@@ -89,7 +89,7 @@ def make_zones(rng: np.random.Generator, tumour: float = 0.0, size_um: tuple[flo
     Parameters
     ----------
     tumour : float
-        More than 0 for less stroma.
+        More than 0 for less stroma, less than 0 for more.
     size_um : (width, height) or None
         Islands of tissue on a glass of this size, or tissue everywhere.
     """
