@@ -81,11 +81,13 @@ def random_places(n, seed, width=SIDE, height=SIDE, border=8, apart=30):
     """`n` points with space between them."""
     rng = np.random.default_rng(seed)
     places = []
-    while len(places) < n:
+    for _ in range(20_000):
+        if len(places) == n:
+            return [tuple(place.tolist()) for place in places]
         place = rng.uniform((border, border), (width - border, height - border)).round(1)
         if all(np.hypot(*(place - other)) >= apart for other in places):
             places.append(place)
-    return [tuple(place.tolist()) for place in places]
+    raise ValueError(f"{n} points {apart} px apart do not fit into {width} x {height} px")
 
 
 def save_slide(path, image, mpp=MPP):

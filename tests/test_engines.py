@@ -12,7 +12,9 @@ CPU = torch.device("cpu")
 
 
 def fields(n):
-    return np.stack([draw_field(random_places(4, seed, 64, 64), width=64, height=64, seed=seed) for seed in range(n)])
+    return np.stack(
+        [draw_field(random_places(4, seed, 64, 64, apart=16), width=64, height=64, seed=seed) for seed in range(n)]
+    )
 
 
 def test_input_is_darkness_with_channels_first():

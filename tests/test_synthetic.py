@@ -24,6 +24,7 @@ from mitosis.synthetic.lookalikes import LOOKALIKES
 from mitosis.synthetic.phantom import make_scene
 from mitosis.synthetic.scene import CLUTTER, OTHERS, PHASES
 from mitosis.synthetic.texture import SCALES_UM, make_textures
+from mitosis.synthetic.tissue import make_zones
 from mitosis.tissue import find_tissue
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,21 @@ def test_too_many_figures_are_refused():
         tissue(size=(128, 128), n_mitotic=30)
 
 
+def test_more_tumour_is_less_stroma():
+    x, y = np.meshgrid(np.arange(0.0, 900, 10), np.arange(0.0, 900, 10))
+    shares = [(make_zones(np.random.default_rng(2), tumour).at(x, y).stroma > 0).mean() for tumour in (-0.6, 0.0, 1.0)]
+    assert shares[0] > 0.5 > shares[1] > 2 * shares[2]
+
+
+def test_a_slide_has_a_rim_of_glass_and_a_middle_of_tissue():
+    zones = make_zones(np.random.default_rng(2), size_um=(900.0, 900.0))
+    x, y = np.meshgrid(np.arange(0.0, 900, 10), np.arange(0.0, 900, 10))
+    glass = zones.at(x, y).glass > 0
+    assert glass[0].all()
+    assert glass[:, -1].all()
+    assert 0.15 < glass.mean() < 0.8
+
+
 @given(st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
 def test_stains_stay_within_bounds(seed):
@@ -185,7 +201,7 @@ def test_a_region_shows_the_same_pixels_through_every_window():
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory):
     path = tmp_path_factory.mktemp("phantom") / "phantom.tif"
-    marks = write_phantom(path, 5, (2300, 1900), 0.5, density_per_mm2=120.0)
+    marks = write_phantom(path, 5, (1500, 1300), 0.5, density_per_mm2=120.0)
     write_truth(path.with_suffix(".csv"), marks)
     return path, marks
 
@@ -193,21 +209,21 @@ def phantom(tmp_path_factory):
 def test_a_phantom_is_a_pyramid_that_knows_its_mpp(phantom):
     path, _ = phantom
     with tifffile.TiffFile(path) as tiff:
-        assert [page.shape for page in tiff.pages] == [(1900, 2300, 3), (475, 575, 3)]
+        assert [page.shape for page in tiff.pages] == [(1300, 1500, 3), (325, 375, 3)]
         assert [page.subfiletype for page in tiff.pages] == [0, 1]
         assert all(page.tile == (256, 256) and page.compression == 7 for page in tiff.pages)
         small = tiff.pages[1].asarray().mean(axis=2)
-        large = tiff.pages[0].asarray().reshape(475, 4, 575, 4, 3).mean(axis=(1, 3, 4))
+        large = tiff.pages[0].asarray().reshape(325, 4, 375, 4, 3).mean(axis=(1, 3, 4))
         assert np.abs(small - large).mean() < 3
     with open_slide(path) as slide:
         assert slide.mpp == pytest.approx(0.5)
-        assert slide.dimensions == (2300, 1900)
+        assert slide.dimensions == (1500, 1300)
 
 
 def test_a_phantom_shows_what_the_scene_is(phantom):
     path, _ = phantom
-    scene, stain = make_scene(5, (1150.0, 950.0), 120.0, 40.0)
-    box = Box(900, 900, 1300, 1200)
+    scene, stain = make_scene(5, (750.0, 650.0), 120.0, 40.0)
+    box = Box(600, 500, 1000, 800)
     drawn = draw_region(scene, box, stain, make_textures(0.5)).image
     with open_slide(path) as slide:
         read = slide.read_region((box.x0, box.y0), 0, box.size)
@@ -226,7 +242,7 @@ def test_the_truth_lies_on_tissue_and_comes_back_from_its_file(phantom):
         assert found.contains(np.array([(mark.x, mark.y) for mark in marks])).mean() > 0.95
         corner = slide.read_region((0, 0), 0, (60, 60))
         assert corner.mean() > 230
-    read = load_annotations(path.with_suffix(".csv"), "phantom", (2300, 1900), 0.5).annotations
+    read = load_annotations(path.with_suffix(".csv"), "phantom", (1500, 1300), 0.5).annotations
     assert [(mark.x, mark.y, mark.label) for mark in read] == [
         (pytest.approx(mark.x, abs=0.01), pytest.approx(mark.y, abs=0.01), mark.label) for mark in marks
     ]

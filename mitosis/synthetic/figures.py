@@ -34,10 +34,10 @@ def prophase(rng: np.random.Generator, canvas: Canvas, size: float, angle: float
     """Condensed threads that fill a round nucleus, gaps between them, no membrane and no nucleolus."""
     radius = 4.4 * size * rng.uniform(0.9, 1.1)
     parts = np.column_stack([_scatter(rng, 34, radius - 0.7), rng.uniform(0, np.pi, 34), rng.uniform(0.5, 1.2, 34)])
-    threads = rods(canvas, parts, 0.36)
+    threads = rods(canvas, parts, 0.42)
     extent = outline(rng, canvas, radius + 0.3, angle, 1.1, 0.03)
     body = outline(rng, canvas, radius + 3.2, angle, 1.1, 0.04)
-    return _dividing_cell(rng, canvas, threads, body, extent, 1.15)
+    return _dividing_cell(rng, canvas, threads, body, extent, 1.25)
 
 
 def prometaphase(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:

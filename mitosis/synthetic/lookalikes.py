@@ -65,7 +65,7 @@ def ink(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> 
     """A streak of marking ink, black or blue, above the tissue."""
     along, across = canvas.turned(angle)
     across = across + np.float32(rng.normal(0, 0.015)) * along**2
-    half = size * rng.uniform(5, 12)
+    half = size * rng.uniform(8, 13)
     edge = capsule(along, across, half, rng.uniform(0.5, 1.3)) + 0.3 * canvas.noise(rng, "grain")
     edge = edge + 0.35 * canvas.noise(rng, "thread")
     black = canvas.cover(edge, 0.5) * rng.uniform(1.0, 1.5)

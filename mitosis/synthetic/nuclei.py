@@ -25,7 +25,7 @@ def epithelial(rng: np.random.Generator, canvas: Canvas, size: float, angle: flo
     radius = 4.1 * size * rng.uniform(0.9, 1.12)
     edge = outline(rng, canvas, radius, angle, rng.uniform(1.0, 1.5), 0.045)
     inside = canvas.cover(edge, 0.6)
-    base = rng.uniform(0.1, 0.42)
+    base = rng.uniform(0.03, 0.38)
     blue = _vesicular(rng, canvas, edge, base, rng.uniform(0.35, 0.7), rng.uniform(0.3, 0.55))
     pink = (0.12 + 0.2 * base) * inside
     for _ in range(rng.integers(0, 3)):
@@ -67,8 +67,8 @@ def lymphocyte(rng: np.random.Generator, canvas: Canvas, size: float, angle: flo
     edge = outline(rng, canvas, 2.9 * size * rng.uniform(0.9, 1.12), angle, rng.uniform(1.0, 1.18), 0.03)
     inside = canvas.cover(edge, 0.4)
     blocks = smooth(-0.2, 1.0, canvas.noise(rng, "clump"))
-    blue = inside * (rng.uniform(0.42, 0.68) + 0.4 * blocks) + 0.12 * np.exp(-(((edge + 0.4) / 0.4) ** 2))
-    halo = np.exp(-(((edge - 0.7) / 0.5) ** 2)) * rng.uniform(0.0, 0.6)
+    blue = inside * (rng.uniform(0.38, 0.6) + 0.36 * blocks) + 0.12 * np.exp(-(((edge + 0.4) / 0.4) ** 2))
+    halo = np.exp(-(((edge - 0.7) / 0.5) ** 2)) * rng.uniform(0.0, 0.3)
     return canvas.sprite((1 - 0.9 * inside) * (1 - halo), edge, haematoxylin=blue, eosin=0.16 * inside)
 
 

@@ -34,7 +34,7 @@ def make_scene(
     rng = np.random.default_rng(seed)
     stain = random_stain(rng)
     zones = make_zones(rng, size_um=size_um)
-    return Scene(seed, zones, (density_per_mm2, lookalikes_per_mm2, 4.0)), stain
+    return Scene(seed, zones, (density_per_mm2, lookalikes_per_mm2, 6.0)), stain
 
 
 def write_phantom(
@@ -42,7 +42,7 @@ def write_phantom(
     seed: int,
     dimensions: tuple[int, int],
     mpp: float = 0.25,
-    density_per_mm2: float = 20.0,
+    density_per_mm2: float = 30.0,
     *,
     lookalikes_per_mm2: float = 40.0,
     stain: Stain | None = None,

@@ -33,7 +33,7 @@ PHASES = {
     "telophase": 0.13,
 }
 OTHERS = {"pyknotic": 0.34, "apoptotic": 0.26, "hyperchromatic": 0.4}
-CLUTTER = {"pigment": 0.75, "ink": 0.25}
+CLUTTER = {"pigment": 0.6, "ink": 0.4}
 
 
 class Cell(NamedTuple):

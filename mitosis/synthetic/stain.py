@@ -10,7 +10,7 @@ __all__ = ["Stain", "margin_px", "random_stain", "to_rgb"]
 
 Vector = tuple[float, float, float]
 _BROWN: Vector = (0.36, 0.56, 0.75)
-_INK: Vector = (0.66, 0.60, 0.46)
+_INK: Vector = (0.60, 0.57, 0.56)
 _REACH = 3.0  # standard deviations after which a blur is cut off
 _SHARPENING = 1.3  # width of the sharpening, in blurs
 

@@ -176,8 +176,8 @@ def _epithelium(pixels: _Pixels, texture: dict[str, Floats], centres: Reals, clo
     threads = 0.8 - np.abs(texture["thread"] + 0.5 * texture["clump"])
     patchy = texture["thread"] + 0.35 * texture["clump"] + 0.8 * texture["vacuole"]
     foam = smooth(0.5, 2.6, patchy + 0.8 * texture["cloud"] - 1.2 * cell)
-    light = (1 - 0.75 * foam) * (1 - 0.85 * slit)
-    eosin = 0.33 + 0.13 * cell + 0.05 * cloud + 0.09 * threads + 0.03 * texture["grain"] + 0.01 * texture["fine"]
+    light = (1 - (0.5 + 0.12 * texture["cloud"]) * foam) * (1 - 0.85 * slit)
+    eosin = 0.33 + 0.13 * cell + 0.05 * cloud + 0.07 * threads + 0.03 * texture["grain"] + 0.01 * texture["fine"]
     blue = 0.1 + 0.08 * cell + 0.06 * threads + 0.03 * texture["clump"] + 0.015 * texture["grain"]
     return light * blue + 0.03 * border, light * eosin + 0.16 * border
 
