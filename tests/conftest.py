@@ -184,9 +184,10 @@ def busy_network(depth=2, width=4, seed=0):
 
     torch.manual_seed(seed)
     network = UNet(width, depth)
-    field = to_input(torch.from_numpy(draw_field(random_places(20, seed), random_places(10, seed + 1))[np.newaxis]))
+    places = random_places(6, seed, 128, 128)
+    field = to_input(torch.from_numpy(draw_field(places[:4], places[4:], 128, 128)[np.newaxis]))
     with torch.no_grad():
-        for _ in range(30):  # the running statistics of batch normalisation come near those of the field
+        for _ in range(20):  # the running statistics of batch normalisation come near those of the field
             network(field)
         network.eval()
         logits = network(field)

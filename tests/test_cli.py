@@ -487,8 +487,19 @@ def test_count_with_too_much_damage_ends_with_1_but_counts_the_others(damaged, m
         assert [row["status"] for row in csv.DictReader(stream)] == ["failed", "ok"]
 
 
-def test_marks_outside_a_slide_are_warned_of(slides, tmp_path):
+def test_marks_that_cannot_be_used_are_warned_of(slides, model_folder, tmp_path):
     with (slides / "A01.csv").open("a") as stream:
-        stream.write("300,5,mitotic figure\n")
-    code, _, err = run("extract", slides, "--annotations", slides, "--out", tmp_path / "out", *SMALL)
-    assert (code, err) == (0, "Warning: 1 marks outside their slide were left out.\n")
+        stream.write("300,5,mitotic figure\n5,5,lymphocyte\n")
+    code, _, err = run("extract", slides, "--annotations", slides, "--out", tmp_path / "patches", *SMALL)
+    assert code == 0
+    assert err.splitlines() == [
+        "Warning: 1 marks outside their slide were left out.",
+        "Warning: 1 marks of other classes were left out.",
+    ]
+    assert run("count", slides, "--model", model_folder, "--out", tmp_path / "results", *TILES)[0] == 0
+    code, out, err = run("evaluate", tmp_path / "results", slides, "--json")
+    assert (code, err) == (0, "Warning: A01: 1 marks lie outside the slide and are left out.\n")
+    assert json.loads(out)["pooled"] == {
+        **{"tp": 6, "fp": 0, "fn": 0, "fp_on_look_alikes": 0},
+        **{"precision": 1.0, "recall": 1.0, "f1": 1.0},
+    }

@@ -151,6 +151,16 @@ def test_marks_outside_the_slide_are_left_out_and_counted(slides_copy, tmp_path)
     assert len(PatchIndex.read(tmp_path / "out").figures("A01")) == 6
 
 
+def test_marks_of_other_classes_are_left_out_and_counted(slides_copy, tmp_path):
+    with (slides_copy / "A01.csv").open("a") as stream:
+        stream.write("50,50,lymphocyte\n60,60,lymphocyte\n")
+    records = extract(slides_copy / "A01.png", tmp_path / "out", annotations=slides_copy)
+    assert records["A01"].n_ignored == 2
+    assert len(PatchIndex.read(tmp_path / "out").figures("A01")) == 6
+    again = extract(slides_copy / "A01.png", tmp_path / "out", annotations=slides_copy)
+    assert (again["A01"].reused, again["A01"].n_ignored) == (True, 2)
+
+
 @pytest.mark.slow
 def test_the_folder_has_the_same_bytes_for_one_worker_and_two(patches_folder, slides_folder, tmp_path):
     records = extract(slides_folder, tmp_path / "out", workers=2, **CASES)

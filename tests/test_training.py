@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mitosis.config import Config, load_config
 from mitosis.errors import ConfigError, ModelError, OutputError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
 from mitosis.losses import LOSSES
+from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
 from mitosis.training import learning_rate, train
 from mitosis.unet import UNet
@@ -123,6 +125,19 @@ def test_a_run_stopped_anywhere_and_resumed_gives_the_same_bytes(index, finished
     assert steps == list(range(1 if last <= 2 else 3, 5))
     for name in RESULTS:
         assert (out / name).read_bytes() == (finished[0] / name).read_bytes(), name
+
+
+def test_the_best_look_of_before_a_stop_is_kept(index, tmp_path, monkeypatch):
+    looks = iter([MatchResult(tp=3), MatchResult(tp=1, fp=5)])
+    monkeypatch.setattr("mitosis.training.evaluate", lambda *_: SimpleNamespace(pooled=next(looks)))
+    out = tmp_path / "run"
+    with pytest.raises(KilledError):
+        train(index, out, TINY, on_step=killed_after(3))
+    best = (out / "model.safetensors").read_bytes()
+    card = train(index, out, TINY, resume=True)
+    assert [line["f1"] for line in metrics_of(out)] == [1.0, pytest.approx(2 / 7, abs=1e-4)]
+    assert card.validation["step"] == 2
+    assert (out / "model.safetensors").read_bytes() == best
 
 
 def test_a_resumed_run_is_the_same_with_a_damaged_newest_state(index, finished, tmp_path):

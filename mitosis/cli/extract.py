@@ -1,11 +1,14 @@
 """``mitosis extract``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set, Workers
+
+if TYPE_CHECKING:
+    from mitosis.extraction import SlideRecord
 
 __all__ = ["extract"]
 
@@ -55,6 +58,11 @@ def extract(
     )
     records = extract_patches(sources, out, chosen, (os.cpu_count() or 1) if workers is None else workers)
     done = list(track(records, "slides", total=len(sources), disable=not sys.stderr.isatty()))
+    raise typer.Exit(_tell(done, out))
+
+
+def _tell(done: "list[SlideRecord]", out: Path) -> int:
+    """Say what came of the slides; gives the exit code."""
     failed = [record for record in done if record.error]
     for record in failed:
         typer.echo(f"Error: {record.error}", err=True)
@@ -69,7 +77,7 @@ def extract(
         typer.echo(
             f"{len(failed)} of {len(done)} slides failed, so no index was written. Run again to go on.", err=True
         )
-        raise typer.Exit(1)
+        return 1
     patches = [patch for record in done for patch in record.patches]
     tiles = [patch for patch in patches if patch.on_grid]
     reused = sum(record.reused for record in done)
@@ -78,4 +86,4 @@ def extract(
         f"{sum(p.n_mitotic for p in tiles)} mitotic figures, {sum(p.n_non_mitotic for p in tiles)} look-alikes."
     )
     typer.echo(str(out / "index.csv"))
-    raise typer.Exit(3 if any(record.n_unreadable for record in done) else 0)
+    return 3 if any(record.n_unreadable for record in done) else 0
