@@ -130,7 +130,9 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     whole_mm2 = area_mm2(mask.size, mpp)
     mask = ~_without_small(~mask, min(HOLE_MM2, whole_mm2 / 10) / area_mm2(1, mpp))
     mask = _without_small(mask, min(SPECK_MM2, whole_mm2 / 10) / area_mm2(1, mpp))
-    return TissueMask(mask, mpp, slide.mpp, slide.dimensions)
+    # Damaged tiles read as glass; they are kept, so that a count can say how much of the slide it could not see.
+    seen = TissueMask(np.ones_like(mask), mpp, slide.mpp, slide.dimensions).without(bad.box for bad in slide.bad_tiles)
+    return TissueMask(mask | ~seen.mask, mpp, slide.mpp, slide.dimensions)
 
 
 def _is_stained(image: NDArray[np.uint8]) -> BoolArray:
