@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mitosis.annotations import Label, load_annotations
+from mitosis.errors import OutputError
 from mitosis.geometry import Box
 from mitosis.slides import open_slide
 from mitosis.synthetic import CELLS, Stain, draw_tissue, random_stain, write_phantom, write_truth
@@ -286,3 +287,15 @@ def test_a_changed_sample_patch_is_named(tmp_path):
     result = check("--out", str(tmp_path))
     assert result.returncode == 1
     assert str(mask) in result.stderr
+
+
+def test_a_slide_too_large_for_a_classic_tiff_becomes_a_big_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("mitosis.synthetic.phantom._CLASSIC_LIMIT", 1e5)
+    write_phantom(tmp_path / "big.tif", 3, (300, 300), 1.0)
+    with tifffile.TiffFile(tmp_path / "big.tif") as tiff:
+        assert tiff.is_bigtiff
+
+
+def test_a_phantom_for_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_phantom(tmp_path / "none" / "a.tif", 3, (300, 300), 1.0)
