@@ -53,7 +53,7 @@ def stain_jitter(
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
-class _StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]
+class _StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]  # untyped base
     """`stain_jitter` with factors in ``1 ± strength`` and offsets in ``± strength / 4``."""
 
     def __init__(self, strength: float, p: float) -> None:

@@ -203,7 +203,7 @@ def _clearly_dark(darkness: NDArray[np.float64], disc: NDArray[np.bool_]) -> NDA
     values = darkness[disc]
     if not values.size or np.ptp(values) < _MIN_CONTRAST:
         return None
-    threshold = float(threshold_otsu(values))  # type: ignore[no-untyped-call]
+    threshold = float(threshold_otsu(values))  # type: ignore[no-untyped-call]  # untyped library
     contrast = values[values > threshold].mean() - values[values <= threshold].mean()
     return disc & (darkness > threshold) if contrast >= _MIN_CONTRAST else None
 

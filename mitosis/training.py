@@ -139,7 +139,7 @@ class _Run:
             logits = self.network(to_input(images.to(self.device)))
         loss = LOSSES[config.loss](logits.float(), masks.to(self.device), self._weights())
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped library
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm=5.0)
         value = float(loss.detach())
         if not (math.isfinite(value) and bool(norm.isfinite())):

@@ -24,7 +24,7 @@ def recognises(path: Path, head: str) -> bool:
     return path.suffix.lower() == ".csv" and bool(lengths) and lengths <= {2, 3} and not has_header(head)
 
 
-def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001
+def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001 (one signature)
     """Points: look-alikes in a file named so, figures in any other."""
     label = Label.NON_MITOTIC_FIGURE if path.name.lower().endswith(LOOK_ALIKES) else Label.MITOTIC_FIGURE
     points = []

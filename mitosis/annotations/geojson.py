@@ -31,7 +31,7 @@ def recognises(path: Path, head: str) -> bool:
     return name.endswith(".geojson") or (name.endswith(".json") and ('"Feature' in head or head.lstrip()[:1] == "["))
 
 
-def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001
+def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001 (one signature)
     """Every feature whose class is a figure or a look-alike."""
     features = _features(read_json(path), path)
     marks = [_mark(feature, f"{path}, feature {number}") for number, feature in enumerate(features, start=1)]

@@ -24,12 +24,12 @@ _LABELS = {1: Label.MITOTIC_FIGURE, 2: Label.NON_MITOTIC_FIGURE}
 _IGNORE = 255
 
 
-def recognises(path: Path, head: str) -> bool:  # noqa: ARG001
+def recognises(path: Path, head: str) -> bool:  # noqa: ARG001 (one signature)
     """An image, by its name."""
     return path.suffix.lower() in SUFFIXES
 
 
-def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001
+def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001 (one signature)
     """Every connected area of a label as an annotation with its exact outline."""
     mask = _load(path)
     _check_values(mask, path)

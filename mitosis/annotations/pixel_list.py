@@ -20,7 +20,7 @@ def recognises(path: Path, head: str) -> bool:
     return path.suffix.lower() in {".csv", ".txt"} and not has_header(head)
 
 
-def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001
+def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001 (one signature)
     """Every line as a mitotic figure with an outline that covers exactly its pixels."""
     rows = csv_rows(read_text(path))
     return AnnotationSet(tuple(_segment(fields, f"{path}, line {number}") for number, fields in rows))

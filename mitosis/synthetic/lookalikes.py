@@ -52,7 +52,7 @@ def hyperchromatic(rng: np.random.Generator, canvas: Canvas, size: float, angle:
     return canvas.sprite(1 - 0.9 * inside, edge, haematoxylin=np.maximum(blue, 0), eosin=0.3 * inside)
 
 
-def pigment(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:  # noqa: ARG001
+def pigment(rng: np.random.Generator, canvas: Canvas, size: float, angle: float) -> Sprite:  # noqa: ARG001 (one signature)
     """A heap of brown grains."""
     grains = np.full(canvas.x.shape, 1e3, np.float32)
     for x, y in rng.normal(0, 2.2 * size, (rng.integers(10, 26), 2)).clip(-6.5, 6.5):
