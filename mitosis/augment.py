@@ -1,4 +1,4 @@
-"""Augmentation: a light pipeline for most patches, a heavy one for patches with mitotic figures.
+"""Augmentation, from light to heavy: the strength is chosen by class, and rises each time a patch is shown again.
 
 albumentations 2.0.8 asks the network for its newest version at import unless it is told not to, and repeats one random
 stream in every loader worker and epoch. Here it is told, and each item gets a stream of its own from
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 
+from mitosis.stain import DENSITY, STAINS, UNMIX
+
 __all__ = ["augment", "stain_jitter"]
 
-# Optical density of haematoxylin and eosin in R, G, B; Ruifrok & Johnston, Anal Quant Cytol Histol 2001;23:291-299.
-_STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
-_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
-_UNMIX = np.linalg.inv(_STAINS)
+_LEVELS = 10
+
+Mask = NDArray[np.uint8] | NDArray[np.float32]
 
 
 def stain_jitter(
@@ -40,17 +41,14 @@ def stain_jitter(
     ----------
     Tellez et al., IEEE Trans Med Imaging 2018;37:2126-2136 (augmentation in H&E space).
     """
-    density = _DENSITY[image]
+    density = DENSITY[image]
     tissue = np.clip(density.mean(axis=2, keepdims=True) / 0.1, 0, 1)
-    mix = (_UNMIX @ np.diag(factors) @ _STAINS).astype(np.float32)
-    shift = (offsets @ _STAINS).astype(np.float32)
+    mix = (UNMIX @ np.diag(factors) @ STAINS).astype(np.float32)
+    shift = (offsets @ STAINS).astype(np.float32)
     changed = density.reshape(-1, 3) @ mix
     changed = changed.reshape(image.shape) + shift * tissue
     result: NDArray[np.uint8] = np.clip(np.rint(256 * np.exp(-changed) - 1), 0, 255).astype(np.uint8)
     return result
-
-
-_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 class _StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]  # untyped base
@@ -72,36 +70,42 @@ class _StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]  # untyped base
 
 
 @cache
-def _pipeline(heavy: bool) -> A.Compose:
-    return A.Compose([*_light(), *(_heavy() if heavy else [])])
+def _pipeline(level: int) -> A.Compose:
+    """The pipeline of strength ``level / _LEVELS``."""
+    strength = level / _LEVELS
+    return A.Compose([*_light(strength), *(_heavy(strength) if level else [])])
 
 
-def _light() -> list[A.BasicTransform]:
-    return [A.D4(p=1), _StainJitter(0.25, p=0.7), A.RandomBrightnessContrast(0.1, 0.1, p=0.3)]
-
-
-def _heavy() -> list[A.BasicTransform]:
-    mirror = {"border_mode": cv2.BORDER_REFLECT_101}
+def _light(strength: float) -> list[A.BasicTransform]:
+    contrast = 0.1 + 0.1 * strength
     return [
-        A.Affine(scale=(0.85, 1.18), rotate=(-45, 45), shear=(-8, 8), p=0.6, **mirror),
-        A.ElasticTransform(alpha=30, sigma=6, p=0.2, **mirror),
-        _StainJitter(0.4, p=0.5),
-        A.HueSaturationValue(8, 20, 10, p=0.3),
-        A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.2)), A.Sharpen(alpha=(0.1, 0.4))], p=0.4),
-        A.GaussNoise(std_range=(0.01, 0.04), p=0.2),
-        A.ImageCompression(quality_range=(50, 95), p=0.2),
+        A.D4(p=1),
+        _StainJitter(0.25 + 0.25 * strength, p=0.7),
+        A.RandomBrightnessContrast(contrast, contrast, p=0.3),
     ]
 
 
-def augment(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], heavy: bool, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image [H, W, 3] and mask [H, W] after one random draw of the light or heavy pipeline.
+def _heavy(strength: float) -> list[A.BasicTransform]:
+    mirror = {"border_mode": cv2.BORDER_REFLECT_101}
+    turn, stretch = 75 * strength, 1 + 0.3 * strength
+    return [
+        A.Affine(scale=(1 / stretch, stretch), rotate=(-turn, turn), shear=(-13, 13), p=strength, **mirror),
+        A.ElasticTransform(alpha=50 * strength, sigma=6, p=strength / 3, **mirror),
+        A.HueSaturationValue(13 * strength, 33 * strength, 16 * strength, p=strength / 2),
+        A.OneOf([A.GaussianBlur(sigma_limit=(0.3, 1.2)), A.Sharpen(alpha=(0.1, 0.4))], p=strength / 1.5),
+        A.GaussNoise(std_range=(0.01, 0.04), p=strength / 3),
+        A.ImageCompression(quality_range=(50, 95), p=strength / 3),
+    ]
 
-    The same `seed` gives the same result in any process. What a turn or a bend brings in from outside is mirrored, in
-    image and mask alike.
+
+def augment(image: NDArray[np.uint8], mask: Mask, strength: float, seed: int) -> tuple[NDArray[np.uint8], Mask]:
+    """Image [H, W, 3] and mask [H, W] after one random draw of the pipeline of this strength.
+
+    0 is light: turns, mirrors, stain and brightness. More adds scaling, shear, bending, hue, blur, noise and
+    compression, each further and more often, up to 1; strength goes in tenths. The same `seed` gives the same result
+    in any process. What a turn or a bend brings in from outside is mirrored, in image and mask alike.
     """
-    pipeline = _pipeline(heavy)
+    pipeline = _pipeline(round(strength * _LEVELS))
     pipeline.set_random_seed(seed)
     result = pipeline(image=image, mask=mask)
     return result["image"], result["mask"]

@@ -50,6 +50,8 @@ class NetworkConfig(_Section):
     """How often the picture is halved."""
     classes: Literal[2, 3] = 2
     """2: background, mitotic figure. 3: non-mitotic figure as a class of its own."""
+    normalise_stain: bool = True
+    """Bring each slide to the same stain levels before the network sees it."""
 
 
 class TrainConfig(_Section):
@@ -61,10 +63,24 @@ class TrainConfig(_Section):
     """Side of the square cut out of a patch for a batch, px; a multiple of 2 ** network depth."""
     sampler: str = "oversample"
     figure_share: Fraction = 0.5
-    """Share of a batch that holds a mitotic figure (sampler `oversample`)."""
+    """Share of a batch that holds a mitotic figure (samplers `oversample`, `undersample…`, `combined`)."""
+    mix: tuple[Fraction, Fraction, Fraction] = (0.5, 0.25, 0.25)
+    """Shares of a batch with a figure, with a look-alike only, and with neither (sampler `mix`); their sum is 1."""
+    augment_figure: Fraction = 0.6
+    """Strength of augmentation of a patch with a figure the first time an epoch shows it; 0 light, 1 heaviest."""
+    augment_others: Fraction = 0.0
+    """Strength of augmentation of all other patches."""
+    augment_per_repeat: Fraction = 0.1
+    """How much the strength rises with each further time an epoch shows a patch, up to 1."""
+    paste_share: Fraction = 0.0
+    """Share of the patches without a figure into which one from another patch is pasted."""
+    smote_share: Fraction = 0.0
+    """Share of the patches without a figure into which a figure between two others is pasted (SMOTE)."""
     loss: str = "dice+ce"
+    class_weighting: Literal["inverse", "effective", "none"] = "inverse"
+    """Weight of a class: the inverse of its frequency or of its effective number of nuclei, or 1."""
     max_class_weight: Positive = 20.0
-    """Cap of the inverse class frequency, as a multiple of the background's weight."""
+    """Cap of a class weight, as a multiple of the background's."""
     learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
@@ -82,6 +98,14 @@ class TrainConfig(_Section):
     def _warm_up_ends(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if abs(sum(self.mix) - 1) > 1e-6 or not self.mix[0]:
+            raise ValueError(f"mix ({', '.join(map(str, self.mix))}) must begin with more than 0 and add up to 1")
+        if self.paste_share + self.smote_share > 1:
+            raise ValueError(f"paste_share + smote_share ({self.paste_share + self.smote_share:g}) must not exceed 1")
         return self
 
 

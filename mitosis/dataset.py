@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,40 +11,78 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mitosis.augment import augment
-from mitosis.config import TrainConfig
+from mitosis.config import NetworkConfig, TrainConfig
 from mitosis.masks import MITOTIC_FIGURE, NON_MITOTIC_FIGURE
-from mitosis.patches import PatchIndex
+from mitosis.minority import FigureBank, interpolate, paste
+from mitosis.patches import MITOTIC, PatchIndex
 from mitosis.sampling import Draw
 
-__all__ = ["PatchDataset", "load_batches"]
+__all__ = ["Item", "PatchDataset", "load_batches"]
 
-# A figure chosen for a crop lies at least this far inside it where the patch allows, px.
+# A figure or look-alike chosen for a crop lies at least this far inside it where the patch allows, px.
 _FIGURE_MARGIN = 16
+
+
+PASTED, INTERPOLATED = "pasted", "interpolated"
+
+
+class Item(NamedTuple):
+    """What the network is shown: image uint8 [crop, crop, 3], mask [crop, crop], and what it is."""
+
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | NDArray[np.float32]
+    kind: str
 
 
 class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     """Crops of the patches of an index, asked for by `Draw`.
 
-    Patches with a mitotic figure get the heavy augmentation pipeline, all others the light one. The random stream of an
-    item depends on (seed, epoch, row, repeat) alone.
+    A crop of a patch with a mitotic figure (else with a look-alike) holds one, off the middle; an epoch that shows the
+    patch again takes another place, and augments more. What an item is depends on (seed, epoch, row, repeat) alone.
     """
 
-    def __init__(self, index: PatchIndex, config: TrainConfig, classes: int) -> None:
-        self.index, self.config, self.classes = index, config, classes
+    def __init__(self, index: PatchIndex, config: TrainConfig, network: NetworkConfig) -> None:
+        self.index, self.config, self.network = index, config, network
+        self.bank = FigureBank.of(index) if config.paste_share or config.smote_share else None
 
     def __len__(self) -> int:
         return len(self.index.patches)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Image uint8 [crop, crop, 3] and mask int64 [crop, crop]."""
-        patch = self.index.patches[draw.row]
+        """Image uint8 [crop, crop, 3] and mask float32 [crop, crop].
+
+        The mask holds the class of a pixel, 255 where it is to be ignored, or a fraction: a mitotic figure with this
+        probability.
+        """
+        item = self.make(draw)
+        return torch.from_numpy(np.ascontiguousarray(item.image)), torch.from_numpy(item.mask.astype(np.float32))
+
+    def make(self, draw: Draw) -> Item:
+        """The item as arrays, with what it is: the kind of its patch, `pasted` or `interpolated`."""
+        config, patch = self.config, self.index.patches[draw.row]
         image, mask = self.index.read_image(patch), self.index.read_mask(patch)
-        if self.classes == 2:
-            mask = np.where(mask == NON_MITOTIC_FIGURE, np.uint8(0), mask)
-        seed = _seed(self.config.seed, *draw)
-        image, mask = _crop(image, mask, self.config.crop, np.random.default_rng(seed))
-        image, mask = augment(image, mask, heavy=patch.n_mitotic > 0, seed=seed)
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(mask.astype(np.int64))
+        item = Item(*_crop(image, mask, config, draw), patch.kind)
+        seed = _seed(config.seed, *draw)
+        if patch.kind != MITOTIC and self.bank:
+            item = self._with_figure(item, self.bank, np.random.default_rng(seed))
+        if self.network.classes == 2:
+            item.mask[item.mask == NON_MITOTIC_FIGURE] = 0
+        if self.network.normalise_stain:
+            item = item._replace(image=self.index.stain(patch).normalise(item.image))
+        has_figure = item.kind in (MITOTIC, PASTED, INTERPOLATED)
+        strength = config.augment_figure if has_figure else config.augment_others
+        strength = min(1.0, strength + draw.repeat * config.augment_per_repeat)
+        return Item(*augment(item.image, item.mask, strength, seed), item.kind)
+
+    def _with_figure(self, item: Item, bank: FigureBank, rng: np.random.Generator) -> Item:
+        """The item with a synthetic figure in it, as often as the settings say and where there is room."""
+        chance, config = rng.random(), self.config
+        if chance >= config.paste_share + config.smote_share:
+            return item
+        synthetic = chance >= config.paste_share
+        figure = interpolate(bank, rng) if synthetic else bank.figures[rng.integers(len(bank))]
+        pasted = paste(item.image, item.mask, figure, rng)
+        return Item(*pasted, INTERPOLATED if synthetic else PASTED) if pasted else item
 
 
 def _seed(*numbers: int) -> int:
@@ -53,31 +92,38 @@ def _seed(*numbers: int) -> int:
 
 
 def _crop(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int, rng: np.random.Generator
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], config: TrainConfig, draw: Draw
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A random square; if the patch holds a figure, one that holds a figure."""
-    rows, columns = np.nonzero(mask == MITOTIC_FIGURE)
-    anchor = None
-    if len(rows):
-        chosen = rng.integers(len(rows))
-        anchor = int(rows[chosen]), int(columns[chosen])
-    top, left = (_start(mask.shape[axis], side, anchor[axis] if anchor else None, rng) for axis in (0, 1))
-    return image[top : top + side, left : left + side], mask[top : top + side, left : left + side]
+    """A square that holds a figure of the patch, or else a look-alike, if there is one.
+
+    All crops that an epoch takes of a patch hold the same one, each at another place as long as there are such.
+    """
+    rng = np.random.default_rng(_seed(config.seed, draw.row, draw.epoch))
+    marks = np.argwhere(mask == MITOTIC_FIGURE)
+    if not len(marks):
+        marks = np.argwhere(mask == NON_MITOTIC_FIGURE)
+    anchor = marks[rng.integers(len(marks))] if len(marks) else (None, None)
+    tops, lefts = (_starts(length, config.crop, place) for length, place in zip(mask.shape, anchor, strict=True))
+    order = rng.permutation(len(tops) * len(lefts))
+    row, column = divmod(int(order[draw.repeat % len(order)]), len(lefts))
+    square = slice(tops[row], tops[row] + config.crop), slice(lefts[column], lefts[column] + config.crop)
+    return image[square], mask[square].copy()
 
 
-def _start(length: int, side: int, anchor: int | None, rng: np.random.Generator) -> int:
+def _starts(length: int, side: int, anchor: int | None) -> range:
+    """Where a crop may begin."""
     low, high = 0, length - side
     if anchor is not None:
         margin = min(_FIGURE_MARGIN, side // 4)
         low = min(max(low, anchor + margin - side), high)
         high = max(min(high, anchor - margin), low)
-    return int(rng.integers(low, high, endpoint=True))
+    return range(low, high + 1)
 
 
 def load_batches(
     dataset: PatchDataset, batches: Sequence[Sequence[Draw]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 [B, crop, crop, 3] and masks int64 [B, crop, crop] of each batch, in order."""
+    """Images uint8 [B, crop, crop, 3] and masks float32 [B, crop, crop] of each batch, in order."""
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # torch's type knows integers only

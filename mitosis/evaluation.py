@@ -11,7 +11,15 @@ from mitosis.detections import SCORE_STEPS, Detections
 from mitosis.errors import AnnotationError
 from mitosis.matching import MATCH_RADIUS_UM, MatchResult, gains, match
 
-__all__ = ["Evaluation", "SlideEvaluation", "SlideScores", "choose_threshold", "evaluate"]
+__all__ = [
+    "Evaluation",
+    "SlideEvaluation",
+    "SlideScores",
+    "average_precision",
+    "choose_threshold",
+    "evaluate",
+    "recall_at",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -102,19 +110,62 @@ def choose_threshold(slides: Iterable[SlideScores], radius_um: float = MATCH_RAD
         There is no figure to choose with.
     """
     slides = list(slides)
-    n_figures = sum(len(np.asarray(slide.figures).reshape(-1, 2)) for slide in slides)
+    n_figures = _count_figures(slides)
     if not n_figures:
         raise AnnotationError("There is no mitotic figure to choose a threshold with. Add marked slides.")
-    steps, gained = _candidates_by_score(slides, radius_um)
-    if not gained.any():
+    upper, n_found, n_true = _counts_by_threshold(slides, radius_um)
+    if not n_true.any():
         return 0.5
-    last = np.flatnonzero(np.append(np.diff(steps), -1))
-    f1 = 2.0 * np.cumsum(gained)[last] / (n_figures + last + 1)
-    upper = steps[last]
+    f1 = 2.0 * n_true / (n_figures + n_found)
     lower = np.append(upper[1:], 0)
     best = np.flatnonzero(f1 == f1.max())
     chosen = best[np.argmax(upper[best] - lower[best])]
     return float(-(-(upper[chosen] + lower[chosen]) // 2)) / SCORE_STEPS
+
+
+def average_precision(slides: Iterable[SlideScores], radius_um: float = MATCH_RADIUS_UM) -> float:
+    """Area under the precision-recall curve of all slides together: precision summed over the steps of recall.
+
+    Nothing is interpolated, and figures that no candidate lies on count as never found. NaN where there is no figure.
+    """
+    slides = list(slides)
+    n_figures = _count_figures(slides)
+    if not n_figures:
+        return float("nan")
+    _, n_found, n_true = _counts_by_threshold(slides, radius_um)
+    return float((np.diff(n_true, prepend=0) / n_figures * (n_true / n_found)).sum())
+
+
+def recall_at(
+    slides: Iterable[SlideScores], fp_per_mm2: float, area_mm2: float, radius_um: float = MATCH_RADIUS_UM
+) -> float:
+    """The highest recall with at most `fp_per_mm2` false positives a mm² (a point of the FROC curve).
+
+    Parameters
+    ----------
+    area_mm2 : float
+        Area of all slides together in which candidates were looked for. NaN is given where there is no figure.
+    """
+    slides = list(slides)
+    n_figures = _count_figures(slides)
+    if not n_figures:
+        return float("nan")
+    _, n_found, n_true = _counts_by_threshold(slides, radius_um)
+    allowed = n_found - n_true <= fp_per_mm2 * area_mm2
+    return float(n_true[allowed].max(initial=0)) / n_figures
+
+
+def _count_figures(slides: list[SlideScores]) -> int:
+    return sum(len(np.asarray(slide.figures).reshape(-1, 2)) for slide in slides)
+
+
+def _counts_by_threshold(
+    slides: list[SlideScores], radius_um: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Each distinct score in whole steps, falling; how many candidates reach it; how many of them are true."""
+    steps, gained = _candidates_by_score(slides, radius_um)
+    last = np.flatnonzero(np.append(np.diff(steps), -1)) if len(steps) else np.empty(0, dtype=np.int64)
+    return steps[last], (last + 1).astype(np.int64), np.cumsum(gained, dtype=np.int64)[last]
 
 
 def _candidates_by_score(slides: list[SlideScores], radius_um: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -6,9 +6,10 @@ The folder holds ``index.csv`` (a row a patch), ``images/SLIDE/*.png``, ``masks/
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from mitosis.config import Config, ExtractConfig, load_config, save_config
 from mitosis.errors import AnnotationError, MitosisError, PatchIndexError
 from mitosis.files import atomic_write, dump_json, make_folder, sha256, write_text
 from mitosis.geometry import Box, grid_dimensions, tile_grid
-from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE, draw_mask, save_mask
+from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE, NUCLEUS_RADIUS_UM, draw_mask, save_mask
 from mitosis.patches import BACKGROUND, HARD_NEGATIVE, MITOTIC, Patch, PatchIndex
 from mitosis.slides import Slide, open_slide, read_at_mpp
 from mitosis.splits import assign_splits
+from mitosis.stain import measure_stain
 from mitosis.tissue import TissueMask, find_tissue
 
-__all__ = ["SlideRecord", "extract_patches"]
+__all__ = ["PatchCutter", "SlideRecord", "extract_patches"]
 
 # A nucleus that a patch cuts must get the mask it would get whole: masks are drawn with this much more, µm.
 _MASK_CONTEXT_UM = 12.0
@@ -186,20 +188,18 @@ def _cut(slide: Slide, source: SlideSource, out: Path, config: ExtractConfig, ke
         note.unlink(missing_ok=True)
     for part in ("images", "masks"):
         shutil.rmtree(make_folder(out / part / source.slide_id))
-        make_folder(out / part / source.slide_id)
-    write_points(make_folder(out / "marks") / f"{source.slide_id}.csv", loaded.annotations)
-    cutter = _Cutter(slide, source, out, config, key["source_sha256"], loaded.annotations)
-    cut = [cutter.cut(*place) for place in cutter.places(find_tissue(slide))]
-    patches = tuple(patch for patch in cut if patch)
-    record = SlideRecord(source.slide_id, patches, loaded.n_outside, loaded.n_ignored, len(cut) - len(patches))
+    cutter = PatchCutter(slide, source, out, config, key["source_sha256"], loaded.annotations)
+    places = list(cutter.places(find_tissue(slide)))
+    patches = cutter.cut(places)
+    record = SlideRecord(source.slide_id, patches, loaded.n_outside, loaded.n_ignored, len(places) - len(patches))
     make_folder(journal.parent)
     write_text(journal, dump_json({"key": key, "record": asdict(record)}))
     return record
 
 
 @dataclass(frozen=True)
-class _Cutter:
-    """Cuts the patches of one slide."""
+class PatchCutter:
+    """Cuts patches of one slide, whose masks show `marks` and ignore the nuclei at `unclear` ((x, y), level-0 px)."""
 
     slide: Slide
     source: SlideSource
@@ -207,6 +207,12 @@ class _Cutter:
     config: ExtractConfig
     sha256: str
     marks: tuple[Annotation, ...]
+    unclear: tuple[tuple[float, float], ...] = ()
+
+    @cached_property
+    def stain(self) -> str:
+        """Stain levels of the slide, as text."""
+        return str(measure_stain(self.slide, find_tissue(self.slide), self.config.mpp))
 
     @property
     def ratio(self) -> float:
@@ -215,31 +221,44 @@ class _Cutter:
 
     def places(self, tissue: TissueMask) -> Iterator[tuple[str, Box, bool]]:
         """(name, box in px at config.mpp, on_grid) of each patch."""
-        size, jitter = self.config.size, self.config.jitter
         dimensions = grid_dimensions(self.slide.dimensions, self.slide.mpp, self.config.mpp)
-        for box in (tile.window for tile in tile_grid(dimensions, self.config.mpp, size)):
+        for box in (tile.window for tile in tile_grid(dimensions, self.config.mpp, self.config.size)):
             if self.marks_in(box) or tissue.covers([edge * self.ratio for edge in box]) >= self.config.min_tissue:
                 yield f"tile_x{box.x0:06d}_y{box.y0:06d}", box, True
         rng = np.random.default_rng([self.config.seed, *self.source.slide_id.encode()])
         for number, mark in enumerate(self.marks):
-            dx, dy = rng.integers(-jitter, jitter, 2, endpoint=True)
-            x0, y0 = int(mark.x / self.ratio + dx) - size // 2, int(mark.y / self.ratio + dy) - size // 2
             label = "figure" if mark.label is Label.MITOTIC_FIGURE else "lookalike"
-            yield f"{label}_{number:05d}", Box(x0, y0, x0 + size, y0 + size), False
+            yield f"{label}_{number:05d}", self.box_around(mark.x, mark.y, rng), False
+
+    def box_around(self, x: float, y: float, rng: np.random.Generator) -> Box:
+        """Box, px at config.mpp, whose centre is a place (level-0 px) moved by up to the jitter."""
+        dx, dy = rng.integers(-self.config.jitter, self.config.jitter, 2, endpoint=True)
+        x0, y0 = (int(centre) - self.config.size // 2 for centre in (x / self.ratio + dx, y / self.ratio + dy))
+        return Box(x0, y0, x0 + self.config.size, y0 + self.config.size)
 
     def marks_in(self, box: Box) -> list[Annotation]:
         """The marks whose centre lies in a box."""
         x0, y0, x1, y1 = (edge * self.ratio for edge in box)
         return [mark for mark in self.marks if x0 <= mark.x < x1 and y0 <= mark.y < y1]
 
-    def cut(self, name: str, box: Box, on_grid: bool) -> Patch | None:
-        """Write image and mask; None where the slide file is damaged."""
+    def cut(self, places: Iterable[tuple[str, Box, bool]]) -> tuple[Patch, ...]:
+        """Write the marks, and image and mask of each place as `places` gives it, unless the file is damaged there."""
+        for part in ("images", "masks"):
+            make_folder(self.out / part / self.source.slide_id)
+        write_points(make_folder(self.out / "marks") / f"{self.source.slide_id}.csv", self.marks)
+        return tuple(patch for place in places if (patch := self._cut(*place)))
+
+    def _cut(self, name: str, box: Box, on_grid: bool) -> Patch | None:
         margin = round(_MASK_CONTEXT_UM / self.config.mpp)
         pixels = read_at_mpp(self.slide, box.grown(margin), self.config.mpp)
         if self._is_damaged(box):
             return None
         inner = slice(margin, -margin)
         mask = draw_mask(self.marks, box.grown(margin), self.config.mpp, self.slide.mpp, pixels)[inner, inner]
+        rows, columns = np.ogrid[box.y0 : box.y1, box.x0 : box.x1]
+        for x, y in self.unclear:
+            distance = np.hypot(columns + 0.5 - x / self.ratio, rows + 0.5 - y / self.ratio)
+            mask[(mask == 0) & (distance <= NUCLEUS_RADIUS_UM / self.config.mpp)] = IGNORE
         file = f"{self.source.slide_id}/{name}.png"
         with atomic_write(self.out / "images" / file) as stream:
             Image.fromarray(np.ascontiguousarray(pixels[inner, inner])).save(stream, "PNG", compress_level=1)
@@ -277,4 +296,5 @@ class _Cutter:
             mask=f"masks/{file}" if self.source.annotations else "",
             split="",
             source_sha256=self.sha256,
+            stain=self.stain,
         )

@@ -23,6 +23,7 @@ from mitosis.geometry import Tile, grid_dimensions, tile_grid
 from mitosis.report import write_report, write_summary
 from mitosis.runtime import choose_device, versions
 from mitosis.slides import Slide, open_slide, read_at_mpp
+from mitosis.stain import StainLevels, measure_stain
 from mitosis.tissue import TissueMask, find_tissue
 from mitosis.unet import UNet
 
@@ -203,8 +204,9 @@ def detect(
         if tissue.area_mm2_in([edge * mpp / slide.mpp for edge in tile.core.grown(reach)]) > 0
     ]
     inner = slice(margin - reach, config.tile_size - margin + reach)
+    stain = measure_stain(slide, tissue, mpp) if model.card.network.normalise_stain else None
     n_done = 0
-    for batch, images in _read_ahead(slide, tiles, config):
+    for batch, images in _read_ahead(slide, tiles, config, stain):
         for tile, probability in zip(batch, model.engine(images), strict=True):
             window = tile.window.grown(reach - margin)
             found = find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor)
@@ -214,14 +216,15 @@ def detect(
 
 
 def _read_ahead(
-    slide: Slide, tiles: Sequence[Tile], config: CountConfig
+    slide: Slide, tiles: Sequence[Tile], config: CountConfig, stain: StainLevels | None
 ) -> Iterator[tuple[list[Tile], NDArray[np.uint8]]]:
     """Batches of tiles and their pixels, uint8 [B, size, size, 3], read by threads while the network works."""
     size = config.batch_size
     batches = [list(tiles[start : start + size]) for start in range(0, len(tiles), size)]
 
     def read(batch: list[Tile]) -> NDArray[np.uint8]:
-        return np.stack([read_at_mpp(slide, tile.window, tile.mpp) for tile in batch])
+        images = np.stack([read_at_mpp(slide, tile.window, tile.mpp) for tile in batch])
+        return stain.normalise(images) if stain else images
 
     if not config.workers:
         yield from ((batch, read(batch)) for batch in batches)

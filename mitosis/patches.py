@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mitosis.errors import PatchIndexError
 from mitosis.geometry import Box
 from mitosis.masks import load_mask
 from mitosis.splits import TRAIN, VAL, check_leakage
+from mitosis.stain import USUAL, StainLevels
 
 __all__ = ["BACKGROUND", "HARD_NEGATIVE", "MITOTIC", "Patch", "PatchIndex"]
 
@@ -48,6 +51,8 @@ class Patch:
         Files, relative to the folder; `mask` is empty where the slide has no marks file.
     split : str
         `train` or `val`.
+    stain : str
+        Stain levels of the slide, as `StainLevels` writes them; empty if they were not measured.
     """
 
     patch_id: str
@@ -70,6 +75,7 @@ class Patch:
     mask: str
     split: str
     source_sha256: str
+    stain: str = ""
 
     @property
     def box(self) -> Box:
@@ -117,6 +123,27 @@ class PatchIndex:
         if not rows:
             raise PatchIndexError(f"{path}: lists no patch. Cut the patches anew.")
         return cls(folder, tuple(_parse(path, number, row) for number, row in enumerate(rows, 2)))
+
+    @classmethod
+    def join(cls, indexes: "Sequence[PatchIndex]") -> "PatchIndex":
+        """Several folders, at least one, as one index: that of the first folder, with the rows of all.
+
+        A case is on that side of the split on which the first folder that has it put it.
+
+        Raises
+        ------
+        PatchIndexError
+            The patches differ in size or µm/px, or two have the same patch_id.
+        """
+        first, rows, splits = indexes[0], list[Patch](), dict[str, str]()
+        for number, index in enumerate(indexes):
+            for before in indexes[:number]:
+                _check_fit(before, index)
+            # Resolved, because ".." behind a link leads elsewhere than the name says.
+            prefix = os.path.relpath(index.folder.resolve(), first.folder.resolve())
+            rows += [_moved(patch, prefix, splits.get(patch.case_id, patch.split)) for patch in index.patches]
+            splits = {patch.case_id: patch.split for patch in index.patches} | splits
+        return cls(first.folder, tuple(rows))
 
     def to_csv(self) -> str:
         """The text of ``index.csv``."""
@@ -187,15 +214,50 @@ class PatchIndex:
             raise PatchIndexError(f"{path}: is {pixels.shape[1]}x{pixels.shape[0]} px, the index says {patch.size}.")
         return pixels
 
+    def stain(self, patch: Patch) -> StainLevels:
+        """Stain levels of the slide that a patch comes from; `USUAL` if they were not measured."""
+        return _parse_stain(patch.stain) if patch.stain else USUAL
+
     def read_mask(self, patch: Patch) -> NDArray[np.uint8]:
         """Its mask, uint8 [size, size]: 0 background, 1 mitotic figure, 2 non-mitotic figure, 255 ignore."""
         return load_mask(self.folder / patch.mask, (patch.size, patch.size))
 
     def figures(self, slide_id: str) -> NDArray[np.float64]:
         """Centres of the mitotic figures of a slide, level-0 px [N, 2]."""
-        marks = read_annotations(self.folder / "marks" / f"{slide_id}.csv", slide_id, format="points")
+        # images/SLIDE/*.png; of a joined index, behind the way to the folder that has the slide
+        image = next((patch.image for patch in self.patches if patch.slide_id == slide_id), f"images/{slide_id}/none")
+        folder = self.folder / Path(image).parents[2]
+        marks = read_annotations(folder / "marks" / f"{slide_id}.csv", slide_id, format="points")
         points = [(mark.x, mark.y) for mark in marks.annotations if mark.label is Label.MITOTIC_FIGURE]
         return np.array(points, dtype=np.float64).reshape(-1, 2)
+
+
+def _check_fit(before: PatchIndex, index: PatchIndex) -> None:
+    """Refuse to join two folders whose patches differ in kind, or of which some are the same."""
+    kinds = {(patch.size, patch.mpp): None for patch in (*before.patches, *index.patches)}
+    if len(kinds) > 1:
+        found = " and ".join(f"{size} px at {mpp:g} µm/px" for size, mpp in kinds)
+        raise PatchIndexError(
+            f"{before.folder} and {index.folder}: patches of {found} do not go together. Cut all with the same "
+            "settings."
+        )
+    twice = {patch.patch_id for patch in before.patches} & {patch.patch_id for patch in index.patches}
+    if twice:
+        raise PatchIndexError(
+            f"{before.folder} and {index.folder}: both hold the patch {min(twice)} ({len(twice)} in all). "
+            "Name each folder once."
+        )
+
+
+def _moved(patch: Patch, prefix: str, split: str) -> Patch:
+    """The row of a patch as seen from another folder."""
+    image, mask = (Path(prefix, file).as_posix() if file else "" for file in (patch.image, patch.mask))
+    return dataclasses.replace(patch, image=image, mask=mask, split=split)
+
+
+@cache
+def _parse_stain(text: str) -> StainLevels:
+    return StainLevels.parse(text)
 
 
 def _text(value: Any) -> str:

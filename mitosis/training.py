@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,12 +27,12 @@ from mitosis.files import make_folder, write_text
 from mitosis.losses import LOSSES, class_weights
 from mitosis.patches import PatchIndex
 from mitosis.runtime import choose_device, choose_dtype, versions
-from mitosis.sampling import SAMPLERS, Draw
+from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 from mitosis.unet import UNet
 from mitosis.validation import check_patches, score_patches
 
-__all__ = ["Metrics", "learning_rate", "train"]
+__all__ = ["Metrics", "Run", "learning_rate", "train"]
 
 CLASSES = ("background", "mitotic figure", "non-mitotic figure")
 
@@ -92,10 +92,10 @@ def train(
     """
     check_patches(index, config)
     _open_run(out, config, resume)
-    return _Run(index, out, config).go(on_step, on_metrics)
+    return Run(index, out, config).go(on_step, on_metrics)
 
 
-class _Run:
+class Run:
     """What one run holds while it goes: network, average, optimiser, history."""
 
     def __init__(self, index: PatchIndex, out: Path, config: Config) -> None:
@@ -119,17 +119,18 @@ class _Run:
     def go(self, on_step: Callable[[int, float], None], on_metrics: Callable[[Metrics], None]) -> ModelCard:
         config = self.config.train
         start = self._resume()
-        dataset = PatchDataset(self.train_index, config, self.config.network.classes)
-        batches = list(_all_batches(self.train_index, config))[start:]
+        dataset = PatchDataset(self.train_index, config, self.config.network)
+        batches = [batch for epoch in epochs(PatchPool.of(self.train_index), config) for batch in epoch][start:]
         for step, (images, masks) in enumerate(load_batches(dataset, batches, config.workers), start + 1):
-            self.losses.append(self._step(step, images, masks))
+            self.losses.append(self.step(step, images, masks))
             on_step(step, self.losses[-1])
             if step % config.validate_every == 0 or step == config.steps:
                 self._validate(step)
                 on_metrics(self.history[-1])
         return self._save_best()
 
-    def _step(self, step: int, images: Tensor, masks: Tensor) -> float:
+    def step(self, step: int, images: Tensor, masks: Tensor) -> float:
+        """One step of the optimiser on a batch of `load_batches`; gives its loss, NaN if it was left out."""
         config = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
@@ -151,8 +152,8 @@ class _Run:
         return value
 
     def _weights(self) -> Tensor:
-        n_pixels = self.train_index.n_pixels(self.config.network.classes)
-        return class_weights(n_pixels, self.config.train.max_class_weight).to(self.device)
+        n_pixels, config = self.train_index.n_pixels(self.config.network.classes), self.config.train
+        return class_weights(n_pixels, config.max_class_weight, config.class_weighting).to(self.device)
 
     def _skip(self, step: int) -> None:
         """Leave a step out: one non-finite gradient would make every weight NaN."""
@@ -173,7 +174,9 @@ class _Run:
                 mean.copy_(value)
 
     def _validate(self, step: int) -> None:
-        scores = score_patches(self.average, self.val_index, self.config.count.score_floor, self.config.count.merge_um)
+        config = self.config
+        floor, merge_um, normalise = config.count.score_floor, config.count.merge_um, config.network.normalise_stain
+        scores = score_patches(self.average, self.val_index, floor, merge_um, normalise)
         threshold = choose_threshold(scores)
         result = evaluate(scores, threshold).pooled
         finite = [loss for loss in self.losses if math.isfinite(loss)]
@@ -257,17 +260,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.learning_rate * step / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _all_batches(index: PatchIndex, config: TrainConfig) -> Iterator[list[Draw]]:
-    """The batches of the whole run, epoch after epoch."""
-    has_figure = [patch.n_mitotic > 0 for patch in index.patches]
-    step = epoch = 0
-    while step < config.steps:
-        for batch in SAMPLERS[config.sampler](has_figure, config, epoch)[: config.steps - step]:
-            yield batch
-            step += 1
-        epoch += 1
 
 
 def _open_run(out: Path, config: Config, resume: bool) -> None:

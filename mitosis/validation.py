@@ -1,6 +1,9 @@
 """What is looked at before training and during it: whether the patches can be learned from, and how good it gets."""
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from mitosis.config import Config
@@ -10,7 +13,7 @@ from mitosis.errors import ConfigError, PatchIndexError
 from mitosis.evaluation import SlideScores
 from mitosis.losses import LOSSES
 from mitosis.patches import Patch, PatchIndex
-from mitosis.sampling import SAMPLERS
+from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 
 __all__ = ["check_patches", "score_patches"]
@@ -24,12 +27,10 @@ def check_patches(index: PatchIndex, config: Config) -> None:
     PatchIndexError
         The patches cannot be learned from with these settings.
     ConfigError
-        There is no such sampler or loss.
+        There is no such sampler or loss, or a batch is too small for the sampler.
     """
-    for name, registry in (("sampler", SAMPLERS), ("loss", LOSSES)):
-        value = getattr(config.train, name)
-        if value not in registry:
-            raise ConfigError(f"train.{name} = {value!r}: unknown. Known: {', '.join(sorted(registry))}.")
+    if config.train.loss not in LOSSES:
+        raise ConfigError(f"train.loss = {config.train.loss!r}: unknown. Known: {', '.join(sorted(LOSSES))}.")
     index.check_splits()
     folder = index.folder
     unmarked = sorted({patch.slide_id for patch in index.patches if not patch.mask})
@@ -50,15 +51,24 @@ def check_patches(index: PatchIndex, config: Config) -> None:
     size = min(patch.size for patch in index.patches)
     if config.train.crop > size:
         raise PatchIndexError(f"{folder}: patches of {size} px are smaller than train.crop = {config.train.crop}.")
+    next(epochs(PatchPool.of(index.where(lambda patch: patch.split == TRAIN)), config.train))
     stride = 2**config.network.depth
     if size % stride:
         raise PatchIndexError(f"{folder}: patches of {size} px do not fit a network of depth {config.network.depth}.")
 
 
-def score_patches(network: nn.Module, index: PatchIndex, score_floor: float, merge_um: float) -> list[SlideScores]:
+def score_patches(
+    network: nn.Module,
+    index: PatchIndex,
+    score_floor: float,
+    merge_um: float,
+    normalise_stain: bool,
+    on_patch: Callable[[Patch, NDArray[np.float32]], None] = lambda _patch, _probability: None,
+) -> list[SlideScores]:
     """Detections of `network` on the tiles of `index`, and the marked figures, slide by slide.
 
     Tiles are seen one by one, without their surroundings, so this is a little worse than a count of the whole slide.
+    `on_patch` is told each tile and its probability map, float32 [size, size].
     """
     engine = torch_engine(network, next(network.parameters()).device)
     scores = []
@@ -69,7 +79,10 @@ def score_patches(network: nn.Module, index: PatchIndex, score_floor: float, mer
     for slide_id, patches in by_slide.items():
         found = []
         for patch in patches:
-            probability = engine(index.read_image(patch)[np.newaxis])[0]
+            image = index.read_image(patch)
+            image = index.stain(patch).normalise(image) if normalise_stain else image
+            probability = engine(image[np.newaxis])[0]
+            on_patch(patch, probability)
             found.append(find_peaks(probability, patch.box, patch.box, patch.mpp, patch.slide_mpp, score_floor))
         mpp = patches[0].slide_mpp
         scores.append(SlideScores(slide_id, mpp, index.figures(slide_id), merge(concatenate(found), mpp, merge_um)))

@@ -1,6 +1,7 @@
 """Measure the toolkit beside what else does the same job, in turn, in one run.
 
 Usage: python scripts/benchmark.py read [--slide FILE] [--json]
+       python scripts/benchmark.py load [--patches FOLDER] [--json]
 
 Figures are medians over rounds in which the contenders take turns on fresh work, as CPU time of the process, so a busy
 machine disturbs the ratios little. A benchmark is a function and a line in `BENCHMARKS`.
@@ -12,7 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,27 @@ import tifffile
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from mitosis.cohort import find_sources
+from mitosis.config import load_config
+from mitosis.dataset import PatchDataset, load_batches
+from mitosis.extraction import extract_patches
 from mitosis.geometry import Box
+from mitosis.patches import PatchIndex
+from mitosis.sampling import Draw, PatchPool, epochs
 from mitosis.slides import Slide, open_slide
+from mitosis.training import Run
 
 __all__ = ["BENCHMARKS", "Figure", "main", "write_example_slide"]
 
 ROUNDS = 5
 REGION, N_REGIONS = 512, 60
+N_PATCHES, N_STEPS = 48, 6
 TILE = 256
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured value beside its baseline; `ratio` is how many times less than the baseline it is."""
+    """One measured value beside its baseline; `ratio` is how many times better it is."""
 
     name: str
     value: float
@@ -93,6 +102,60 @@ def _check_pixels(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
     difference = np.abs(ours.astype(np.int16) - theirs).max()
     if difference > 1:
         raise SystemExit(f"pixels differ from OpenSlide's by {difference}: the times say nothing.")
+
+
+def load(arguments: argparse.Namespace) -> list[Figure]:
+    """Patches a second through the light and the heavy pipeline, and the share of a step spent waiting."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = PatchIndex.read(arguments.patches or _sample_patches(Path(folder)))
+        config, network = load_config().train, load_config().network
+        heavy = PatchDataset(index, config.model_copy(update={"augment_figure": 1.0, "augment_others": 1.0}), network)
+        light = PatchDataset(index, config.model_copy(update={"augment_figure": 0.0, "augment_others": 0.0}), network)
+        contenders: dict[str, Callable[[Any], Any]] = {
+            "light": light.__getitem__,
+            "heavy": heavy.__getitem__,
+            "reading": lambda draw: (
+                index.read_image(index.patches[draw.row]),
+                index.read_mask(index.patches[draw.row]),
+            ),
+        }
+        rows = np.random.default_rng(0).integers(len(index.patches), size=(ROUNDS, N_PATCHES))
+        rounds = [[Draw(int(row), n, 0) for row in chosen] for n, chosen in enumerate(rows)]
+        seconds = _take_turns(contenders, [dict.fromkeys(contenders, draws) for draws in rounds])
+        rate = {name: N_PATCHES / value for name, value in seconds.items()}
+        figures = [
+            Figure(f"{name} pipeline, against reading alone", rate[name], "patches/s", rate["reading"], 0.0)
+            for name in ("light", "heavy")
+        ]
+        own, other = (_waiting_share(index, Path(folder), workers) for workers in (0, 1))
+        waiting = Figure("waiting for data, against one loader process", own, "% of a step", other, other / own)
+        return [*(replace(figure, ratio=figure.value / figure.baseline) for figure in figures), waiting]
+
+
+def _sample_patches(folder: Path) -> Path:
+    """Patches of the usual size from ``sample_patches/``."""
+    samples = Path(__file__).parents[1] / "sample_patches"
+    sources = find_sources([samples / "images"], annotations=samples / "masks", case_pattern=r"^case\d+")
+    for record in extract_patches(sources, folder / "patches", load_config().extract):
+        if record.error:
+            raise SystemExit(record.error)
+    return folder / "patches"
+
+
+def _waiting_share(index: PatchIndex, folder: Path, workers: int) -> float:
+    """Median share of a training step, with the default settings, that goes by before its batch is there, %."""
+    config = load_config(None, (f"train.workers={workers}",))
+    loop, settings = Run(index, folder, config), config.train
+    batches = [batch for epoch in epochs(PatchPool.of(index), settings) for batch in epoch][: N_STEPS + 1]
+    loaded = iter(load_batches(PatchDataset(index, settings, config.network), batches, workers))
+    shares = []
+    for step in range(1, len(batches) + 1):
+        start = time.perf_counter()
+        images, masks = next(loaded)
+        waited = time.perf_counter() - start
+        loop.step(step, images, masks)
+        shares.append(100 * waited / (time.perf_counter() - start))
+    return statistics.median(shares[1:])  # the first starts the loader
 
 
 class _RawTiles:
@@ -188,7 +251,7 @@ def _stained_noise(side: int) -> NDArray[np.uint8]:
     return rounded
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {"read": read}
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {"load": load, "read": read}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -198,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a figure")
     parser.add_argument("--slide", type=Path, help="read: a slide of JPEG tiles instead of the drawn one")
     parser.add_argument("--side", type=int, default=8192, help="read: side of the drawn slide in px")
+    parser.add_argument("--patches", type=Path, help="load: a folder of patches instead of sample_patches/")
     parsed = parser.parse_args(arguments)
     for figure in BENCHMARKS[parsed.name](parsed):
         if parsed.json:

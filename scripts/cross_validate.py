@@ -2,30 +2,29 @@
 
 Example: python scripts/cross_validate.py patches fields --annotations fields --mpp 0.2456 --out cv
 
-Patches come from ``mitosis extract``; SLIDES are the images they were cut from. For each case a model is trained on the
-others, of which the one with the fewest figures (but at least 20, if there is such a one) chooses the best step and the
-threshold of the model card. Results are given at that threshold, and at one chosen on the out-of-fold scores of all
-cases but the one scored. A run that was stopped goes on where it was when the command is given again.
+Patches come from ``mitosis extract``; SLIDES are the images they were cut from. For each case a model is trained on all
+others, to its last step: no case is spent on choosing a better one. The threshold of a case is chosen on the
+out-of-fold scores of the other cases. A command that was stopped goes on with the next case when it is given again.
 
 With ``--models CV`` nothing is trained: the slides (of the same cases on another scanner, say) are counted with the
-models that an earlier cross-validation left in CV, each case with the model that did not see it.
+models that an earlier cross-validation left in CV, each case with the model that did not see it, and the results are
+also given at ``--threshold``, the one that was chosen on all cases of CV.
 """
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from mitosis.checkpoints import load_model
 from mitosis.cohort import SlideSource, find_sources
 from mitosis.config import Config, load_config
-from mitosis.evaluation import SlideScores, choose_threshold, evaluate
+from mitosis.evaluation import SlideScores, average_precision, choose_threshold, evaluate
 from mitosis.inference import Model, count_slides
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
 from mitosis.report import ScoredSlide, read_scores
-from mitosis.training import Metrics, train
+from mitosis.training import train
 
 
 def main() -> None:
@@ -45,23 +44,23 @@ def main() -> None:
         _count([source for source in sources if source.case_id == case], _model_for(case, models), out, config)
         counted[case] = [read_scores(path.parent, arguments.annotations) for path in sorted(out.glob("*/count.json"))]
     _print_tables(counted)
+    if arguments.threshold:
+        _print_at(counted, arguments.threshold)
 
 
 def _train_without(case: str, index: PatchIndex, run: Path, config: Config) -> None:
     if (run / "done.json").exists():
         return
-    others = index.where(lambda patch: patch.case_id != case)
-    figures: dict[str, int] = defaultdict(int)
-    for patch in others.patches:
-        figures[patch.case_id] += patch.n_mitotic if patch.on_grid else 0
-    validation = min(figures, key=lambda name: (figures[name] < 20, figures[name], name))
+    others = index.where(lambda patch: patch.case_id != case).with_val_cases([])
+    last = config.train.model_copy(update={"validate_every": config.train.steps})
 
-    def report(metrics: Metrics) -> None:
-        print(f"without {case}: {metrics}", flush=True)
+    def report(step: int, loss: float) -> None:
+        if step % 100 == 0:
+            print(f"without {case}: step {step}, loss {loss:.3f}", flush=True)
 
     resume = (run / "settings.yaml").exists()
-    train(others.with_val_cases([validation]), run, config, resume=resume, on_metrics=report)
-    (run / "done.json").write_text(json.dumps({"left_out": case, "validation": validation}))
+    train(others, run, config.model_copy(update={"train": last}), resume=resume, on_step=report)
+    (run / "done.json").write_text(json.dumps({"left_out": case}))
 
 
 def _model_for(case: str, models: Path) -> Path:
@@ -76,35 +75,41 @@ def _count(sources: list[SlideSource], model: Path, out: Path, config: Config) -
 
 
 def _print_tables(counted: dict[str, list[ScoredSlide]]) -> None:
-    own, crossed = MatchResult(), MatchResult()
-    print("\ncase  figures   at the card's threshold                at one chosen on the other cases")
+    pooled = MatchResult()
+    print("\ncase  figures  threshold chosen on the other cases")
     for case, scored in counted.items():
-        slides = _of(scored)
         others = [scores for name, rest in counted.items() if name != case for scores in _of(rest)]
-        by_card = evaluate(slides, scored[0].threshold).pooled
         threshold = choose_threshold(others) if others else scored[0].threshold
-        by_others = evaluate(slides, threshold).pooled
-        n_figures = by_card.tp + by_card.fn
-        print(f"{case:<5} {n_figures:>7}   {_row(scored[0].threshold, by_card)}   {_row(threshold, by_others)}")
-        own, crossed = own + by_card, crossed + by_others
-    print(f"{'all':<5} {own.tp + own.fn:>7}   {_row(None, own)}   {_row(None, crossed)}")
+        result = evaluate(_of(scored), threshold).pooled
+        pooled += result
+        best = _best(_of(scored))
+        print(f"{case:<5} {result.tp + result.fn:>7}  {threshold:.4f} {_row(result)}, best possible {best:.3f}")
     everything = [scores for scored in counted.values() for scores in _of(scored)]
-    print(f"best possible threshold for all (not honest): F1 {_best(everything).f1:.3f}")
+    print(f"all   {pooled.tp + pooled.fn:>7}         {_row(pooled)}, best possible {_best(everything):.3f}")
+    print(f"chosen on all: {choose_threshold(everything):.4f}; average precision {average_precision(everything):.3f}")
+
+
+def _print_at(counted: dict[str, list[ScoredSlide]], threshold: float) -> None:
+    pooled = MatchResult()
+    print(f"\nat {threshold}")
+    for case, scored in counted.items():
+        evaluation = evaluate(_of(scored), threshold)
+        pooled += evaluation.pooled
+        print(f"{case:<5} {_row(evaluation.pooled)}, {evaluation.on_look_alikes} of the false positives on look-alikes")
+    print(f"all   {_row(pooled)}")
 
 
 def _of(scored: Sequence[ScoredSlide]) -> list[SlideScores]:
     return [slide.scores for slide in scored]
 
 
-def _best(slides: Sequence[SlideScores]) -> MatchResult:
-    return evaluate(slides, choose_threshold(slides)).pooled
+def _best(slides: Sequence[SlideScores]) -> float:
+    """F1 at the best threshold for these very slides: what no honest choice can reach."""
+    return evaluate(slides, choose_threshold(slides)).pooled.f1
 
 
-def _row(threshold: float | None, result: MatchResult) -> str:
-    at = "      " if threshold is None else f"{threshold:.4f}"
-    return (
-        f"{at} P {result.precision:.3f} R {result.recall:.3f} F1 {result.f1:.3f} ({result.tp}/{result.fp}/{result.fn})"
-    )
+def _row(result: MatchResult) -> str:
+    return f"P {result.precision:.3f} R {result.recall:.3f} F1 {result.f1:.3f} ({result.tp}/{result.fp}/{result.fn})"
 
 
 def _arguments() -> argparse.Namespace:
@@ -114,6 +119,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--annotations", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", type=Path)
+    parser.add_argument("--threshold", type=float)
     parser.add_argument("--mpp", type=float)
     parser.add_argument("--case-pattern")
     parser.add_argument("--cases", nargs="*", help="only these cases")

@@ -202,7 +202,7 @@ def save_network(network, folder, threshold=0.5):
     """A model folder; gives its card."""
     from mitosis.checkpoints import ModelCard, save_model
 
-    shape = NetworkConfig(width=network.width, depth=network.depth, classes=network.classes)
+    shape = NetworkConfig(width=network.width, depth=network.depth, classes=network.classes, normalise_stain=False)
     card = ModelCard(network=shape, classes=("background", "mitotic figure"), mpp=MPP, threshold=threshold)
     folder.mkdir(exist_ok=True)
     return save_model(folder, network.state_dict(), card)

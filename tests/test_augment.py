@@ -20,9 +20,9 @@ def _spot(side: int = 96) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), heavy=st.booleans())
-def test_the_mask_stays_on_its_nucleus(seed: int, heavy: bool) -> None:
-    image, mask = augment(*_spot(), heavy=heavy, seed=seed)
+@given(seed=st.integers(0, 2**32 - 1), strength=st.floats(0, 1))
+def test_the_mask_stays_on_its_nucleus(seed: int, strength: float) -> None:
+    image, mask = augment(*_spot(), strength=strength, seed=seed)
     assert image.shape == (96, 96, 3)
     assert set(np.unique(mask)) <= {0, 1}
     grey = image.mean(axis=2)
@@ -31,19 +31,19 @@ def test_the_mask_stays_on_its_nucleus(seed: int, heavy: bool) -> None:
     assert overlap > 0.8
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_same_seed_same_bytes_other_seed_other_bytes(heavy: bool) -> None:
-    first, again, other = (augment(*_spot(), heavy=heavy, seed=seed)[0] for seed in (7, 7, 8))
+@pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
+def test_same_seed_same_bytes_other_seed_other_bytes(strength: float) -> None:
+    first, again, other = (augment(*_spot(), strength=strength, seed=seed)[0] for seed in (7, 7, 8))
     assert (first == again).all()
     assert (first != other).any()
 
 
 @pytest.mark.parametrize("value", [0, 127, 255])
-@pytest.mark.parametrize("heavy", [False, True])
-def test_a_constant_patch_stays_nearly_constant(value: int, heavy: bool) -> None:
+@pytest.mark.parametrize("strength", [0.0, 0.6, 1.0])
+def test_a_constant_patch_stays_nearly_constant(value: int, strength: float) -> None:
     constant = np.full((64, 64, 3), value, dtype=np.uint8)
     for seed in range(30):
-        image, mask = augment(constant, np.zeros((64, 64), dtype=np.uint8), heavy=heavy, seed=seed)
+        image, mask = augment(constant, np.zeros((64, 64), dtype=np.uint8), strength=strength, seed=seed)
         assert image.std(axis=(0, 1)).max() < 14
         assert not mask.any()
 
@@ -62,3 +62,42 @@ def test_more_haematoxylin_makes_nuclei_darker() -> None:
     image, mask = _spot()
     changed = stain_jitter(image, np.array([1.5, 1, 1]), NONE)
     assert changed[mask == 1].mean() < image[mask == 1].mean() - 5
+
+
+def _change(strength: float) -> float:
+    """Mean change of the grey levels of the spot's picture, beyond turns and mirrors, over 60 seeds."""
+    image, mask = _spot()
+    levels = np.sort(image.mean(axis=2), axis=None)
+    changed = (augment(image, mask, strength, seed)[0].mean(axis=2) for seed in range(60))
+    return float(np.mean([np.abs(np.sort(each, axis=None) - levels).mean() for each in changed]))
+
+
+def test_strength_rises_with_the_number() -> None:
+    light, middling, heavy = (_change(strength) for strength in (0.0, 0.5, 1.0))
+    assert light < middling < heavy
+
+
+def test_turns_and_mirrors_keep_every_pixel_of_the_mask() -> None:
+    """The light pipeline moves pixels without a change of shape: the area stays to the pixel."""
+    image, mask = _spot()
+    assert {int(augment(image, mask, 0.0, seed)[1].sum()) for seed in range(40)} == {int(mask.sum())}
+
+
+def test_the_centre_of_a_figure_moves_with_its_picture() -> None:
+    image, mask = _spot()
+    for seed in range(60):
+        turned, moved = augment(image, mask, 1.0, seed)
+        grey = turned.mean(axis=2)
+        dark = grey < (grey.min() + grey.max()) / 2
+        if dark.any() and moved.any():
+            shift = np.argwhere(dark).mean(axis=0) - np.argwhere(moved == 1).mean(axis=0)
+            assert np.abs(shift).max() <= 1.5
+
+
+def test_soft_masks_stay_soft_between_their_bounds() -> None:
+    image, mask = _spot()
+    soft = mask.astype(np.float32) * 0.4
+    for seed in range(20):
+        moved = augment(image, soft, 1.0, seed)[1]
+        assert moved.dtype == np.float32
+        assert set(np.unique(moved)) <= {np.float32(0), np.float32(0.4)}

@@ -16,7 +16,7 @@ from PIL import Image
 from mitosis.cli import main
 from mitosis.patches import PatchIndex
 
-VERBS = ("info", "extract", "train", "count", "evaluate")
+VERBS = ("info", "mine", "extract", "train", "count", "evaluate")
 SMALL = ("--set", "extract.size=64", "--set", "extract.jitter=12", "--workers", "1")
 TILES = ("--set", "count.tile_size=128", "--set", "count.hotspot_mm2=0.005")
 QUICK = ["network.width=4", "network.depth=1", "train.crop=32", "train.batch_size=8", "train.warmup_steps=4"]

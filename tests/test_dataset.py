@@ -6,19 +6,21 @@ import torch
 from conftest import MPP
 from PIL import Image
 
-from mitosis.config import TrainConfig
+from mitosis.config import NetworkConfig, TrainConfig
 from mitosis.dataset import PatchDataset, load_batches
 from mitosis.masks import save_mask
 from mitosis.patches import Patch, PatchIndex
 from mitosis.sampling import Draw
+from mitosis.stain import StainLevels
 
 CONFIG = TrainConfig(crop=32, batch_size=4, seed=3)
+RAW = {n: NetworkConfig(classes=n, normalise_stain=False) for n in (2, 3)}
 
 
 def items(index, draws, workers=0, config=CONFIG, classes=2):
     """(image, mask) arrays of each draw, loaded in batches of three."""
     batches = [draws[start : start + 3] for start in range(0, len(draws), 3)]
-    loaded = load_batches(PatchDataset(index, config, classes), batches, workers)
+    loaded = load_batches(PatchDataset(index, config, RAW[classes]), batches, workers)
     return [pair for images, masks in loaded for pair in zip(images.numpy(), masks.numpy(), strict=True)]
 
 
@@ -31,13 +33,13 @@ def figure_rows(index):
 
 
 def test_batches_come_in_order_with_the_promised_types(index):
-    dataset = PatchDataset(index, CONFIG, 2)
+    dataset = PatchDataset(index, CONFIG, RAW[2])
     batches = [[Draw(5, 0, 0), Draw(1, 0, 0)], [Draw(7, 0, 1)], [Draw(5, 0, 0)]]
     loaded = list(load_batches(dataset, batches, 0))
     assert [len(images) for images, _ in loaded] == [2, 1, 1]
     for batch, (images, masks) in zip(batches, loaded, strict=True):
         assert (images.dtype, images.shape[1:]) == (torch.uint8, (32, 32, 3))
-        assert (masks.dtype, masks.shape[1:]) == (torch.int64, (32, 32))
+        assert (masks.dtype, masks.shape[1:]) == (torch.float32, (32, 32))
         for draw, image, mask in zip(batch, images, masks, strict=True):
             expected = dataset[draw]
             assert torch.equal(image, expected[0])
@@ -46,11 +48,12 @@ def test_batches_come_in_order_with_the_promised_types(index):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 def test_items_are_the_same_for_any_number_of_workers_and_never_repeat(index):
     """albumentations 2.0.8 by itself repeats one random stream in each worker and each epoch."""
     rows = [*figure_rows(index)[:4], len(index.patches) - 1, len(index.patches) - 2]
     draws = [Draw(row, epoch, repeat) for epoch in (0, 1) for repeat in (0, 1) for row in rows]
-    alone, *others = (items(index, draws, workers) for workers in (0, 1, 2))
+    alone, *others = (items(index, draws, workers) for workers in (0, 1, 2, 4))
     assert same([image for image, _ in alone], [image for image, _ in items(index, draws)])
     for loaded in others:
         assert all(same(pair, expected) for pair, expected in zip(loaded, alone, strict=True))
@@ -65,7 +68,7 @@ def test_another_seed_is_another_item(index):
 
 @pytest.fixture
 def no_augmentation(monkeypatch):
-    monkeypatch.setattr("mitosis.dataset.augment", lambda image, mask, **_: (image, mask))
+    monkeypatch.setattr("mitosis.dataset.augment", lambda image, mask, *_: (image, mask))
 
 
 @pytest.mark.usefixtures("no_augmentation")
@@ -145,14 +148,76 @@ def test_with_two_classes_a_look_alike_is_background(tmp_path, classes, expected
     np.testing.assert_array_equal(got, np.where(mask == 2, 0, mask) if classes == 2 else mask)
 
 
-def test_figures_get_the_heavy_pipeline_and_all_others_the_light_one(index, monkeypatch):
+def strengths(index, draws, monkeypatch, **changes):
+    """The strength with which each draw is augmented."""
     chosen = []
 
-    def spy(image, mask, heavy, seed):  # noqa: ARG001 (the signature of `augment`)
-        chosen.append(heavy)
+    def spy(image, mask, strength, _seed):
+        chosen.append(round(strength, 6))
         return image, mask
 
     monkeypatch.setattr("mitosis.dataset.augment", spy)
-    items(index, [Draw(row, 0, 0) for row in range(len(index.patches))])
-    assert chosen == [patch.n_mitotic > 0 for patch in index.patches]
-    assert len(set(chosen)) == 2
+    items(index, draws, config=CONFIG.model_copy(update=changes))
+    return chosen
+
+
+@pytest.mark.usefixtures("no_augmentation")
+def test_the_network_sees_the_slide_at_the_usual_stain_if_the_settings_say_so(index):
+    draw = Draw(figure_rows(index)[0], 0, 0)
+    raw = PatchDataset(index, CONFIG, RAW[2]).make(draw)
+    normalised = PatchDataset(index, CONFIG, NetworkConfig()).make(draw)
+    levels = StainLevels.parse(index.patches[draw.row].stain)
+    np.testing.assert_array_equal(normalised.image, levels.normalise(raw.image))
+    assert (normalised.image != raw.image).any()
+    np.testing.assert_array_equal(normalised.mask, raw.mask)
+
+
+def test_figures_are_augmented_more_than_others(index, monkeypatch):
+    draws = [Draw(row, 0, 0) for row in range(len(index.patches))]
+    chosen = strengths(index, draws, monkeypatch, augment_figure=0.7, augment_others=0.2)
+    assert chosen == [0.7 if patch.n_mitotic else 0.2 for patch in index.patches]
+
+
+def test_each_repeat_is_augmented_more_up_to_the_heaviest(index, monkeypatch):
+    draws = [Draw(figure_rows(index)[0], 0, repeat) for repeat in range(6)]
+    chosen = strengths(index, draws, monkeypatch, augment_figure=0.5, augment_per_repeat=0.15)
+    assert chosen == [0.5, 0.65, 0.8, 0.95, 1.0, 1.0]
+
+
+@pytest.mark.usefixtures("no_augmentation")
+def test_an_epoch_never_shows_a_figure_twice_at_one_place(index):
+    for row in figure_rows(index)[:3]:
+        shown = items(index, [Draw(row, 0, repeat) for repeat in range(30)])
+        assert len({image.tobytes() for image, _ in shown}) == 30
+        assert all((mask == 1).any() for _, mask in shown)
+
+
+@pytest.mark.usefixtures("no_augmentation")
+def test_a_crop_of_a_patch_without_a_figure_holds_its_look_alike(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[50:54, 8:12] = 2
+    index = _index_of_one(tmp_path, mask)
+    shown = items(index, [Draw(0, epoch, 0) for epoch in range(8)], classes=3)
+    assert all((mask == 2).any() for _, mask in shown)
+
+
+@pytest.mark.usefixtures("no_augmentation")
+@pytest.mark.parametrize(("setting", "kind"), [("paste_share", "pasted"), ("smote_share", "interpolated")])
+def test_synthetic_figures_come_in_the_share_asked_for_and_never_where_a_figure_is(index, setting, kind):
+    config = CONFIG.model_copy(update={setting: 0.5})
+    dataset = PatchDataset(index, config, RAW[2])
+    draws = [Draw(row, epoch, 0) for row in range(len(dataset)) for epoch in range(3)]
+    made = [(index.patches[draw.row], dataset.make(draw)) for draw in draws]
+    others = [item for patch, item in made if not patch.n_mitotic]
+    assert {item.kind for patch, item in made if patch.n_mitotic} == {"mitotic"}
+    synthetic = [item for item in others if item.kind == kind]
+    assert 0.3 < len(synthetic) / len(others) < 0.7
+    assert all(((item.mask > 0) & (item.mask <= 1)).any() for item in synthetic)
+    fractions = [((item.mask > 0) & (item.mask < 1)).any() for item in synthetic]
+    assert any(fractions) if kind == "interpolated" else not any(fractions)
+
+
+def test_pasted_items_are_augmented_as_figures(index, monkeypatch):
+    draws = [Draw(row, 0, 0) for row, patch in enumerate(index.patches) if not patch.n_mitotic]
+    chosen = strengths(index, draws, monkeypatch, paste_share=1.0, augment_figure=0.9, augment_others=0.1)
+    assert 0.9 in chosen

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError
-from mitosis.evaluation import SlideScores, choose_threshold, evaluate
+from mitosis.evaluation import SlideScores, average_precision, choose_threshold, evaluate, recall_at
 from mitosis.matching import MatchResult
 
 
@@ -71,3 +71,40 @@ def test_threshold_without_a_hit_is_one_half_and_without_figures_an_error():
     assert choose_threshold([scores([(0, 0)], [(99, 0, 0.9)])]) == 0.5
     with pytest.raises(AnnotationError, match="no mitotic figure"):
         choose_threshold([scores([], [(0, 0, 0.5)])])
+
+
+def test_average_precision_of_a_known_curve():
+    """Found in order: true, false, true; the third figure is never found."""
+    slide = scores([(0, 0), (50, 0), (300, 0)], [(0, 0, 0.9), (100, 0, 0.8), (50, 0, 0.7), (200, 0, 0.1)])
+    assert average_precision([slide]) == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
+    split = [scores([(0, 0)], [(0, 0, 0.9), (100, 0, 0.8)]), scores([(50, 0), (300, 0)], [(50, 0, 0.7), (200, 0, 0.1)])]
+    assert average_precision(split) == pytest.approx(average_precision([slide]))
+
+
+def test_equal_scores_are_one_point_of_the_curve():
+    slide = scores([(0, 0)], [(0, 0, 0.9), (100, 0, 0.9)])
+    assert average_precision([slide]) == 0.5
+    assert recall_at([slide], 0.5, 1.0) == 0
+    assert recall_at([slide], 1.0, 1.0) == 1
+
+
+def test_recall_is_that_of_the_most_detections_with_few_enough_false_positives():
+    slide = scores([(0, 0), (50, 0)], [(0, 0, 0.9), (100, 0, 0.8), (50, 0, 0.7), (200, 0, 0.1)])
+    assert [recall_at([slide], fp, 2.0) for fp in (0, 0.49, 0.5, 9)] == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_without_figures_nan_and_without_candidates_nothing():
+    for measure in (average_precision, lambda slides: recall_at(slides, 1, 1)):
+        assert np.isnan(measure([scores([], [(0, 0, 0.5)])]))
+        assert measure([scores([(0, 0)], [])]) == 0
+
+
+@given(st.lists(st.tuples(st.lists(place, min_size=1, max_size=4), found_places), min_size=1, max_size=3))
+def test_average_precision_is_the_sum_over_all_thresholds(data):
+    slides = [scores(figures, found) for figures, found in data]
+    area, before = 0.0, 0.0
+    for threshold in (0.9, 0.7, 0.3001, 0.3, 0.1):
+        result = evaluate(slides, threshold).pooled
+        area += (result.recall - before) * result.precision
+        before = result.recall
+    assert average_precision(slides) == pytest.approx(area)

@@ -8,6 +8,7 @@ from conftest import (
     EXTRACT,
     MPP,
     SIDE,
+    ArraySlide,
     contents,
     damage_tiles,
     draw_field,
@@ -19,9 +20,13 @@ from conftest import (
 )
 from PIL import Image
 
+from mitosis.annotations import Annotation, Label
+from mitosis.cohort import SlideSource
 from mitosis.config import ExtractConfig
 from mitosis.errors import OutputError, PatchIndexError
+from mitosis.extraction import PatchCutter
 from mitosis.files import sha256
+from mitosis.geometry import Box
 from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE
 from mitosis.patches import PatchIndex
 from mitosis.slides import open_slide, read_at_mpp
@@ -323,3 +328,26 @@ def test_a_place_that_cannot_be_written_to_is_named(slides_folder, tmp_path, pla
     with pytest.raises(OutputError, match=place):
         extract(slides_folder, tmp_path / place)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_an_unclear_nucleus_is_ignored_and_takes_nothing_from_the_marks(tmp_path):
+    """Of the two unclear ones one lies half over a marked figure. Slide px are 0.25 µm, patch px 0.5 µm."""
+    figure, beside, alone = (100.0, 100.0), (112.0, 100.0), (40.0, 60.0)
+    slide = ArraySlide(draw_field([figure], radius=10.0), mpp=0.25)
+    source = SlideSource(tmp_path / "a.png", "a", "a", annotations=tmp_path)
+    marks = (Annotation(*figure, Label.MITOTIC_FIGURE),)
+    plain, unclear = tmp_path / "plain", tmp_path / "unclear"
+    for folder, places in ((plain, ()), (unclear, (beside, alone))):
+        (patch,) = PatchCutter(slide, source, folder, EXTRACT, "", marks, places).cut(
+            [("p", Box(10, 0, 74, 64), False)]
+        )
+    before, mask = (PatchIndex(folder, ()).read_mask(patch) for folder in (plain, unclear))
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    near = np.zeros((64, 64), bool)
+    for x, y in (beside, alone):
+        near |= np.hypot(columns - (x / 2 - 10), rows - y / 2) * 0.5 <= 8.0
+    assert (before[near] == MITOTIC_FIGURE).sum() > 20
+    np.testing.assert_array_equal(mask, np.where(near & (before == 0), IGNORE, before))
+    assert patch.px_ignore == (mask == IGNORE).sum()
+    assert (unclear / "images/a/p.png").read_bytes() == (plain / "images/a/p.png").read_bytes()
+    assert (unclear / "marks/a.csv").read_text() == "x,y,label\n100.000,100.000,mitotic figure\n"

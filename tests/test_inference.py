@@ -32,7 +32,10 @@ from mitosis.slides import BadTile, open_slide
 from mitosis.tissue import find_tissue
 
 CARD = ModelCard(
-    network=NetworkConfig(width=4, depth=2), classes=("background", "mitotic figure"), mpp=MPP, threshold=0.5
+    network=NetworkConfig(width=4, depth=2, normalise_stain=False),
+    classes=("background", "mitotic figure"),
+    mpp=MPP,
+    threshold=0.5,
 )
 TILE = 128
 CORE = TILE - 2 * reach_px(MPP)  # of the oracle, which needs no context

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import MPP, SIDE
+from conftest import EXTRACT, MPP, SIDE, add_slide, extract
 from PIL import Image
 
 from mitosis.errors import LeakageError, PatchIndexError
@@ -124,3 +124,94 @@ def test_rows_are_frozen(index):
     with pytest.raises(dataclasses.FrozenInstanceError):
         index.patches[0].split = "val"
     assert isinstance(index.patches[0], Patch)
+
+
+# Several folders as one
+
+
+@pytest.fixture
+def other(tmp_path):
+    """The patches of another slide, C01 of case C, in a folder of their own."""
+    slides = tmp_path / "other_slides"
+    slides.mkdir()
+    add_slide(slides, "C01", 7)
+    extract(slides, tmp_path / "other", case_pattern="^C")
+    return PatchIndex.read(tmp_path / "other")
+
+
+def test_one_folder_joined_is_itself(index):
+    assert PatchIndex.join([index]) == index
+
+
+def test_folders_joined_read_as_each_of_them(index, other):
+    joined = PatchIndex.join([index, other])
+    assert joined.folder == index.folder
+    assert joined.patches[: len(index.patches)] == index.patches
+    assert [p.patch_id for p in joined.patches] == [p.patch_id for i in (index, other) for p in i.patches]
+    for patch, before in zip(joined.patches[len(index.patches) :], other.patches, strict=True):
+        np.testing.assert_array_equal(joined.read_image(patch), other.read_image(before))
+        np.testing.assert_array_equal(joined.read_mask(patch), other.read_mask(before))
+        assert dataclasses.replace(patch, image=before.image, mask=before.mask) == before
+    assert joined.n_pixels(3) == [sum(pair) for pair in zip(index.n_pixels(3), other.n_pixels(3), strict=True)]
+    for slide_id, owner in (("A01", index), ("C01", other)):
+        np.testing.assert_array_equal(joined.figures(slide_id), owner.figures(slide_id))
+    chosen = joined.where(lambda patch: patch.case_id == "C").with_val_cases(["C"])
+    np.testing.assert_array_equal(chosen.figures("C01"), other.figures("C01"))
+
+
+def test_marks_are_those_of_the_first_folder_that_has_the_slide(patches_copy, index):
+    (patches_copy / "marks" / "A01.csv").write_text("x,y,label\n1,1,mitotic figure\n")
+    copy = PatchIndex.read(patches_copy)
+    renamed = PatchIndex(copy.folder, tuple(dataclasses.replace(p, patch_id=f"{p.patch_id}_2") for p in copy.patches))
+    assert len(PatchIndex.join([index, renamed]).figures("A01")) == 6
+    assert len(PatchIndex.join([renamed, index]).figures("A01")) == 1
+
+
+def test_a_folder_behind_a_link_is_found(index, other, tmp_path):
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    link = tmp_path / "deep" / "deeper" / "link"
+    link.symlink_to(index.folder)
+    joined = PatchIndex.join([PatchIndex.read(link), other])
+    assert joined.read_image(joined.patches[-1]).shape == (64, 64, 3)
+    assert joined.figures("C01").shape == (6, 2)
+
+
+def test_a_case_stays_on_its_side_in_all_folders(index, other):
+    first = index.with_val_cases(["B"])
+    second, third = (
+        PatchIndex(index.folder, tuple(dataclasses.replace(p, patch_id=f"{p.patch_id}_{case}") for p in copy.patches))
+        for case, copy in (("A", index.with_val_cases(["A"])), ("none", index.with_val_cases([])))
+    )
+    joined = PatchIndex.join([first, second, third, other])
+    assert {(p.case_id, p.split) for p in joined.patches} == {
+        ("A", "train"),
+        ("B", "val"),
+        ("C", other.patches[0].split),
+    }
+    joined.check_splits()
+
+
+def test_joining_does_not_hide_a_torn_case(index, other):
+    first, *others = index.patches
+    torn = PatchIndex(
+        index.folder, (dataclasses.replace(first, split="val" if first.split == "train" else "train"), *others)
+    )
+    with pytest.raises(LeakageError, match="A"):
+        PatchIndex.join([torn, other]).check_splits()
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), [("size", 96, "96 px at 0.5"), ("mpp", 0.4, "64 px at 0.4")])
+def test_patches_of_other_size_or_mpp_do_not_go_together(index, slides_folder, tmp_path, name, value, kind):
+    extract(slides_folder, tmp_path / "other", EXTRACT.model_copy(update={name: value}))
+    with pytest.raises(PatchIndexError, match=rf"64 px at 0.5 µm/px and {kind} µm/px do not go together") as caught:
+        PatchIndex.join([index, PatchIndex.read(tmp_path / "other")])
+    assert all(str(folder) in str(caught.value) for folder in (index.folder, tmp_path / "other"))
+
+
+def test_a_patch_that_two_folders_hold_is_refused(index, other, patches_copy):
+    copy = PatchIndex.read(patches_copy)
+    with pytest.raises(PatchIndexError, match=rf"both hold the patch A01/\w+ \({len(copy.patches)} in all\)") as caught:
+        PatchIndex.join([index, other, copy])
+    assert all(str(folder) in str(caught.value) for folder in (index.folder, patches_copy))
+    with pytest.raises(PatchIndexError, match="Name each folder once"):
+        PatchIndex.join([index, index])

@@ -76,7 +76,7 @@ def test_a_toy_task_is_learned(index, tmp_path):
     config = config.model_copy(update={"network": config.network.model_copy(update={"width": 4})})
     val = index.where(lambda patch: patch.split == "val")
     torch.manual_seed(0)
-    untaught = score_patches(UNet.from_config(config.network), val, 0.05, 7.5)
+    untaught = score_patches(UNet.from_config(config.network), val, 0.05, 7.5, True)
     assert evaluate(untaught, choose_threshold(untaught)).pooled.f1 < 0.5
     told = []
     card = train(index, tmp_path / "run", config, on_metrics=told.append)
@@ -84,7 +84,7 @@ def test_a_toy_task_is_learned(index, tmp_path):
     assert told[-1].f1 >= 0.8
     assert told[-1].loss < 0.5 * told[0].loss
     network, _ = load_model(tmp_path / "run")
-    result = evaluate(score_patches(network, val, 0.05, 7.5), card.threshold).pooled
+    result = evaluate(score_patches(network, val, 0.05, 7.5, True), card.threshold).pooled
     assert (round(result.f1, 4), round(result.recall, 4)) == (card.validation["f1"], card.validation["recall"])
 
 

@@ -33,10 +33,15 @@ def test_good_patches_pass_with_and_without_validation_cases(index):
     check_patches(index.with_val_cases([]), TINY)
 
 
-@pytest.mark.parametrize(("setting", "known"), [("sampler", "oversample, uniform"), ("loss", r"ce, dice, dice\+ce")])
+@pytest.mark.parametrize(("setting", "known"), [("sampler", "balanced, combined"), ("loss", r"ce, dice, dice\+ce")])
 def test_an_unknown_name_is_answered_with_the_known_ones(index, setting, known):
     with pytest.raises(ConfigError, match=rf"train\.{setting} = 'focus': unknown\. Known: {known}"):
         check_patches(index, with_train(**{setting: "focus"}))
+
+
+def test_a_batch_too_small_for_the_sampler_is_refused(index):
+    with pytest.raises(ConfigError, match="batch_size = 1 is too small"):
+        check_patches(index, with_train(batch_size=1))
 
 
 def test_patches_without_masks_are_refused_naming_their_slides(index):
@@ -93,7 +98,7 @@ class Darkness(nn.Module):
 
 def test_a_perfect_network_finds_all_figures_once_where_they_are(index):
     """A figure on the border of two tiles is seen in two halves, so its place may be off by some px."""
-    scores = score_patches(Darkness(0.6), index, 0.05, 7.5)
+    scores = score_patches(Darkness(0.6), index, 0.05, 7.5, False)
     assert [slide.slide for slide in scores] == ["A01", "A02", "B01"]
     for slide in scores:
         assert slide.slide_mpp == 0.5
@@ -105,13 +110,13 @@ def test_a_perfect_network_finds_all_figures_once_where_they_are(index):
 
 def test_only_tiles_of_the_grid_are_looked_at(index):
     gridless = index.where(lambda patch: not patch.on_grid)
-    assert score_patches(Darkness(0.6), gridless, 0.05, 7.5) == []
+    assert score_patches(Darkness(0.6), gridless, 0.05, 7.5, False) == []
 
 
 def test_looking_changes_neither_files_nor_network(index):
     network = busy_network(depth=1, width=2)
     before, weights = contents(index.folder), {name: value.clone() for name, value in network.state_dict().items()}
-    first, second = (score_patches(network, index, 0.05, 7.5) for _ in range(2))
+    first, second = (score_patches(network, index, 0.05, 7.5, False) for _ in range(2))
     assert contents(index.folder) == before
     assert all((value == weights[name]).all() for name, value in network.state_dict().items())
     for one, other in zip(first, second, strict=True):

@@ -8,6 +8,7 @@ from mitosis.cli.count import count
 from mitosis.cli.evaluate import evaluate
 from mitosis.cli.extract import extract
 from mitosis.cli.info import info
+from mitosis.cli.mine import mine
 from mitosis.cli.train import train
 
 __all__ = ["app", "main"]
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (info, extract, train, count, evaluate):
+for verb in (info, extract, train, mine, count, evaluate):
     app.command()(verb)
 
 

@@ -1,17 +1,24 @@
 """``mitosis train``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mitosis.cli.options import ConfigFile, Set
 
+if TYPE_CHECKING:
+    from mitosis.config import Config
+    from mitosis.dry_run import Plan
+    from mitosis.patches import PatchIndex
+
 __all__ = ["train"]
 
 
 def train(
-    patches: Annotated[Path, typer.Argument(help="Folder that mitosis extract wrote.", show_default=False)],
+    patches: Annotated[
+        list[Path], typer.Argument(help="Folders that mitosis extract or mine wrote.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the run.", show_default=False)],
     val_cases: Annotated[
         str | None, typer.Option("--val-cases", help="Cases to validate on, with commas; wins over the index.")
@@ -20,6 +27,12 @@ def train(
         str, typer.Option("--leave-out", help="Cases that are not shown to the network at all, with commas.")
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what an epoch will show; writes OUT/dry_run.json.")
+    ] = False,
+    show_batch: Annotated[
+        bool, typer.Option("--show-batch", help="Only draw what the network will see; writes OUT/batch.png.")
+    ] = False,
     config: ConfigFile = None,
     settings: Set = None,
 ) -> None:
@@ -27,19 +40,28 @@ def train(
 
     Example: mitosis train patches --out run --val-cases A02 --set train.steps=2000
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from mitosis.config import load_config
     from mitosis.patches import PatchIndex
-    from mitosis.training import Metrics
-    from mitosis.training import train as run
 
     chosen = load_config(config, tuple(settings or ()))
-    index = PatchIndex.read(patches)
+    index = PatchIndex.join([PatchIndex.read(folder) for folder in patches])
     left_out = index.check_cases([case for case in leave_out.split(",") if case])
     index = index.where(lambda patch: patch.case_id not in left_out)
     if val_cases is not None:
         index = index.with_val_cases([case for case in val_cases.split(",") if case])
+    if dry_run:
+        _tell_plan(index, out, chosen)
+    if show_batch:
+        _show_batch(index, out, chosen)
+    if not (dry_run or show_batch):
+        _run(index, out, chosen, resume)
+
+
+def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool) -> None:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mitosis.training import Metrics, train
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -48,7 +70,7 @@ def train(
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("training", total=chosen.train.steps, loss=float("nan"), f1=float("nan"))
+        task = progress.add_task("training", total=config.train.steps, loss=float("nan"), f1=float("nan"))
 
         def on_step(step: int, loss: float) -> None:
             progress.update(task, completed=step, loss=loss)
@@ -61,8 +83,64 @@ def train(
                 highlight=False,
             )
 
-        card = run(index, out, chosen, resume=resume, on_step=on_step, on_metrics=on_metrics)
+        card = train(index, out, config, resume=resume, on_step=on_step, on_metrics=on_metrics)
     typer.echo(
         f"Best: F1 {card.validation['f1']:.3f} at step {card.validation['step']}, threshold {card.threshold:.4f}."
     )
     typer.echo(str(out / "model.safetensors"))
+
+
+def _tell_plan(index: "PatchIndex", out: Path, config: "Config") -> None:
+    from dataclasses import asdict
+
+    from mitosis.dry_run import plan_run
+    from mitosis.files import make_folder, write_json
+    from mitosis.splits import TRAIN
+
+    plan = plan_run(index.where(lambda patch: patch.split == TRAIN), config.train)
+    write_json(make_folder(out) / "dry_run.json", asdict(plan))
+    _print_plan(plan)
+    typer.echo(str(out / "dry_run.json"))
+
+
+def _print_plan(plan: "Plan") -> None:
+    typer.echo(
+        f"Sampler {plan.sampler}: {plan.steps} steps of {plan.batch_size} patches are {plan.epochs:g} epochs "
+        f"of {plan.batches_an_epoch} batches."
+    )
+    columns = ("class", "domain", "patches", "a batch", "repeats", "at most", "seen in epoch", "seen in run")
+    typer.echo("{:<13} {:<12} {:>7} {:>8} {:>8} {:>8} {:>13} {:>11}".format(*columns))
+    for row in plan.rows:
+        typer.echo(
+            f"{row.kind:<13} {row.domain:<12} {row.n_patches:>7} {row.per_batch:>8.2f} {row.repeats:>8.2f} "
+            f"{row.most_repeats:>8} {row.seen_in_epoch:>13.1%} {row.seen_in_run:>11.1%}"
+        )
+    if plan.epochs_until_all_seen:
+        typer.echo(f"All patches without a figure have been shown after {plan.epochs_until_all_seen} epochs.")
+    else:
+        typer.echo("The run ends before all patches without a figure have been shown.")
+
+
+def _show_batch(index: "PatchIndex", out: Path, config: "Config") -> None:
+    import numpy as np
+
+    from mitosis.contact_sheet import draw_contact_sheet
+    from mitosis.dataset import PatchDataset
+    from mitosis.files import make_folder
+    from mitosis.sampling import PatchPool, epochs
+    from mitosis.splits import TRAIN
+    from mitosis.validation import check_patches
+
+    check_patches(index, config)
+    index = index.where(lambda patch: patch.split == TRAIN)
+    dataset = PatchDataset(index, config.train, config.network)
+    batch = next(epochs(PatchPool.of(index), config.train))[0]
+    items = [dataset.make(draw) for draw in batch]
+    draw_contact_sheet(
+        make_folder(out) / "batch.png",
+        np.stack([item.image for item in items]),
+        np.stack([item.mask.astype(np.float32) for item in items]),
+        [f"{item.kind}, case {index.patches[draw.row].case_id}" for item, draw in zip(items, batch, strict=True)],
+        f"The first batch: sampler {config.train.sampler}, {len(items)} patches of {config.train.crop} px",
+    )
+    typer.echo(str(out / "batch.png"))
