@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 
-from mitosis.stain import DENSITY, STAINS, UNMIX
+from mitosis.stain import DENSITY, STAINS, UNMIX, to_rgb
 
 __all__ = ["augment", "stain_jitter"]
 
@@ -47,8 +47,7 @@ def stain_jitter(
     shift = (offsets @ STAINS).astype(np.float32)
     changed = density.reshape(-1, 3) @ mix
     changed = changed.reshape(image.shape) + shift * tissue
-    result: NDArray[np.uint8] = np.clip(np.rint(256 * np.exp(-changed) - 1), 0, 255).astype(np.uint8)
-    return result
+    return to_rgb(changed)
 
 
 class _StainJitter(A.ImageOnlyTransform):  # type: ignore[misc]  # untyped base

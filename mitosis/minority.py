@@ -17,7 +17,7 @@ from mitosis.annotations import TELOPHASE_UM
 from mitosis.errors import PatchIndexError
 from mitosis.masks import IGNORE, MITOTIC_FIGURE
 from mitosis.patches import Patch, PatchIndex
-from mitosis.stain import DENSITY, STAINS, UNMIX
+from mitosis.stain import DENSITY, STAINS, UNMIX, to_rgb
 from mitosis.tissue import STAIN_OD
 
 __all__ = ["SIDE", "Figure", "FigureBank", "interpolate", "paste", "upright"]
@@ -193,7 +193,7 @@ def paste(image: Pixels, mask: Mask, figure: Figure, rng: np.random.Generator) -
     crop = _stained_like(figure, _stain_levels(density, free))[window]
     there = _least_seam(density, crop, alpha, places[rng.integers(len(places), size=_CANDIDATES)])
     image, inner = image.copy(), figure.mask[window]
-    image[there] = _to_rgb((1 - alpha) * density[there] + alpha * crop)
+    image[there] = to_rgb((1 - alpha) * density[there] + alpha * crop)
     pasted: Mask = mask.copy() if inner.dtype == np.bool_ else mask.astype(np.float32)
     pasted[there] = np.where(inner > 0, inner, pasted[there])
     return image, pasted
@@ -232,10 +232,6 @@ def _least_seam(density: FloatArray, crop: FloatArray, alpha: FloatArray, corner
     """Of the windows at some corners the one where figure and tissue differ least where they mix."""
     windows = [(slice(y, y + crop.shape[0]), slice(x, x + crop.shape[1])) for y, x in corners.tolist()]
     return min(windows, key=lambda window: float((alpha * (1 - alpha) * np.abs(density[window] - crop)).sum()))
-
-
-def _to_rgb(density: FloatArray) -> Pixels:
-    return np.asarray(np.clip(np.rint(256 * np.exp(-density) - 1), 0, 255).astype(np.uint8))
 
 
 def upright(figure: Figure) -> Figure:
@@ -295,6 +291,6 @@ def interpolate(bank: FigureBank, rng: np.random.Generator) -> Figure:
     first = int(rng.integers(len(bank)))
     a, b = (upright(bank.figures[number]) for number in (first, rng.choice(bank.neighbours[first])))
     t = rng.uniform(1e-6, 1 - 1e-6)
-    image = _to_rgb(((1 - t) * DENSITY[a.image] + t * DENSITY[b.image]).astype(np.float32))
+    image = to_rgb(((1 - t) * DENSITY[a.image] + t * DENSITY[b.image]).astype(np.float32))
     mask = ((1 - t) * a.mask + t * b.mask).astype(np.float32)
     return Figure(image, mask, a.mpp, (1 - t) * a.stain + t * b.stain, f"{a.source} + {b.source}")

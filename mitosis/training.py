@@ -274,5 +274,10 @@ def _open_run(out: Path, config: Config, resume: bool) -> None:
         raise ConfigError(
             f"{out}: holds a training run already. Add --resume to go on with it, or choose another --out."
         )
-    if load_config(settings) != config:
+    if _decisive(load_config(settings)) != _decisive(config):
         raise ConfigError(f"{out}: its run has other settings than those given now. Resume with the same ones.")
+
+
+def _decisive(config: Config) -> Config:
+    """The settings that a run's result depends on: all but the number of loader processes."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})

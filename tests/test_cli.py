@@ -174,6 +174,39 @@ def test_left_out_cases_are_not_learned_from(walked, tmp_path):
     assert json.loads((tmp_path / "run" / "model.json").read_text())["training"]["cases"] == ["B"]
 
 
+def test_a_dry_run_says_what_an_epoch_will_show_and_trains_nothing(walked, tmp_path):
+    folder, _ = walked
+    out = tmp_path / "plan"
+    code, said, _ = run("train", folder / "patches", "--out", out, "--dry-run", "--set", "train.sampler=mix", *LEARN)
+    assert code == 0
+    assert lines_of(said)[0].startswith("Sampler mix: 40 steps of 8 patches are ")
+    assert [line.split()[0] for line in lines_of(said)[2:4]] == ["background", "hard"]
+    assert files_in(out) == ["dry_run.json"]
+    plan = json.loads((out / "dry_run.json").read_text())
+    assert plan["sampler"] == "mix"
+    assert all(n >= 1 for n in plan["figure_repeats"].values())
+    assert (
+        run("train", folder / "patches", "--out", out, "--val-cases", "B", "--set", "train.steps=5", *LEARN[:10])[0]
+        == 0
+    )
+
+
+def test_the_first_batch_can_be_looked_at(walked, tmp_path):
+    folder, _ = walked
+    words = ("--show-batch", "--set", "train.paste_share=0.5", "--set", "train.smote_share=0.5", *LEARN)
+    code, said, err = run("train", folder / "patches", "--out", tmp_path / "plan", *words)
+    assert code == 0, err
+    assert lines_of(said)[-1].endswith("batch.png")
+    with Image.open(tmp_path / "plan" / "batch.png") as image:
+        assert min(image.size) > 200
+
+
+def test_a_folder_given_twice_is_refused(walked, tmp_path):
+    folder, _ = walked
+    sentence = expect_error("train", folder / "patches", folder / "patches", "--out", tmp_path / "run", *LEARN)
+    assert "Name each folder once" in sentence
+
+
 def test_a_manifest_serves_in_place_of_slides(slides_folder, tmp_path):
     rows = [f"{slides_folder / name}.png,{name[0]},lab,0.5,{slides_folder / name}.csv" for name in ("A01", "B01")]
     (tmp_path / "m.csv").write_text("\n".join(["slide,case,domain,mpp,annotations", *rows]))
@@ -241,12 +274,13 @@ print(json.dumps(found))
 """
 
 
-def test_help_loads_nothing_heavy_and_three_verbs_do_without_torch(walked, slides_folder, tmp_path):
+def test_help_loads_nothing_heavy_and_what_needs_no_network_does_without_torch(walked, slides_folder, tmp_path):
     folder, _ = walked
     calls = [[verb, "--help"] for verb in VERBS] + [
         ["info", str(slides_folder / "A01.png")],
         ["extract", str(slides_folder / "A01.png"), "--out", str(tmp_path / "out"), "--workers", "1"],
         ["evaluate", str(folder / "results"), str(slides_folder)],
+        ["train", str(folder / "patches"), "--out", str(tmp_path / "plan"), "--dry-run"],
     ]
     child = subprocess.run(
         [sys.executable, "-c", LOADED, json.dumps(calls)], capture_output=True, text=True, check=True
@@ -257,6 +291,7 @@ def test_help_loads_nothing_heavy_and_three_verbs_do_without_torch(walked, slide
     assert "numpy" in found[-1]
     assert all("torch" not in names and "albumentations" not in names for names in found)
     assert (tmp_path / "out" / "index.csv").exists()
+    assert (tmp_path / "plan" / "dry_run.json").exists()
 
 
 def test_python_m_mitosis_is_the_command(tmp_path):

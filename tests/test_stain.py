@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import MPP, ArraySlide, draw_field, random_places
+from conftest import FIGURE, MPP, ArraySlide, draw_field, random_places
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +20,14 @@ def measure(image, mpp=MPP):
     return measure_stain(slide, find_tissue(slide), mpp)
 
 
-def field(strength=1.0, **changes):
-    return stained(draw_field(random_places(30, seed=1, apart=16), **changes), strength)
+def field(strength=1.0, glass=0):
+    """Noisy tissue with dark nuclei, of about the usual colours at strength 1."""
+    spots = draw_field(random_places(30, seed=1, apart=16))
+    image = np.full(spots.shape, (205, 112, 150), np.int16)
+    image[(spots == FIGURE).all(axis=2)] = (122, 44, 84)
+    image += np.random.default_rng(0).integers(-10, 11, image.shape, dtype=np.int16)
+    image[:, :glass] = 246
+    return stained(image.astype(np.uint8), strength)
 
 
 def test_levels_are_percentiles_of_the_density_of_tissue():
@@ -64,6 +70,13 @@ def test_white_stays_white_and_darker_stays_darker(tissue, nuclei):
 def test_the_usual_levels_change_nothing():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(USUAL.normalise(image), image)
+
+
+def test_a_slide_with_hardly_a_nucleus_is_not_blown_up():
+    levels = StainLevels((0.2, 0.8, 0.5), (0.21, 0.82, 0.51))
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)[None]
+    stretched = np.diff(DENSITY[levels.normalise(ramp)[0]], axis=0)[40:] / np.diff(DENSITY)[40:, None]
+    assert np.median(stretched) < 2.1
 
 
 def test_a_slide_without_tissue_has_the_usual_levels():

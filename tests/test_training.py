@@ -155,6 +155,18 @@ def test_a_finished_run_that_is_resumed_changes_nothing(index, finished, tmp_pat
     assert contents(out) == contents(finished[0])
 
 
+def test_a_run_can_be_resumed_with_other_loader_processes_but_no_other_setting(index, tmp_path):
+    def changed(**settings):
+        return TINY.model_copy(update={"train": TINY.train.model_copy(update=settings)})
+
+    out = tmp_path / "run"
+    with pytest.raises(KilledError):
+        train(index, out, changed(workers=1), on_step=killed_after(3))
+    with pytest.raises(ConfigError, match="other settings"):
+        train(index, out, changed(learning_rate=0.5), resume=True)
+    assert train(index, out, TINY, resume=True).validation["step"] in (2, 4)
+
+
 @pytest.mark.slow
 def test_loader_processes_change_no_bit(index, finished, tmp_path):
     """The one difference is the number of them in the card."""
