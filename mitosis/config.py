@@ -117,6 +117,8 @@ class CountConfig(_Section):
     batch_size: Count = 4
     workers: Annotated[int, Field(ge=0)] = 1
     """Threads that read tiles ahead of the network."""
+    views: Literal[1, 4, 8] = 1
+    """Turned (4) and mirrored (8) views of each tile whose mean is taken; each costs a run of the network."""
     score_floor: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Candidates with a lower score are not reported."""
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None

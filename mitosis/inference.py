@@ -16,7 +16,7 @@ from mitosis.cohort import SlideSource
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport, mitotic_count
 from mitosis.detections import Detections, concatenate, find_peaks, merge, reach_px
-from mitosis.engines import Engine, torch_engine
+from mitosis.engines import Engine, average_views, torch_engine
 from mitosis.errors import ConfigError, SlideError
 from mitosis.files import make_folder, sha256
 from mitosis.geometry import Tile, grid_dimensions, tile_grid
@@ -204,10 +204,11 @@ def detect(
         if tissue.area_mm2_in([edge * mpp / slide.mpp for edge in tile.core.grown(reach)]) > 0
     ]
     inner = slice(margin - reach, config.tile_size - margin + reach)
+    engine = average_views(model.engine, config.views)
     stain = measure_stain(slide, tissue, mpp) if model.card.network.normalise_stain else None
     n_done = 0
     for batch, images in _read_ahead(slide, tiles, config, stain):
-        for tile, probability in zip(batch, model.engine(images), strict=True):
+        for tile, probability in zip(batch, engine(images), strict=True):
             window = tile.window.grown(reach - margin)
             found = find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor)
             yield found[tissue.contains(found.xy)]

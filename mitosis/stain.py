@@ -31,7 +31,7 @@ UNMIX = np.linalg.inv(STAINS)
 _GLASS = 0.1
 _PERCENTILES = (50, 98)
 _BLOCK, _MAX_BLOCKS = 256, 64
-# The fields of MITOS 2012 need 0.7 to 1.4. A slide with hardly a nucleus would need far more, and would be spoilt by it.
+# The fields of MITOS 2012 need 0.7 to 1.4. A slide with hardly a nucleus would need far more, and be spoilt by it.
 _MAX_FACTOR = 2.0
 
 Vector = tuple[float, float, float]
@@ -76,8 +76,8 @@ class StainLevels:
     def normalise(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The image [..., 3] as if its slide were stained as `USUAL`; white stays white.
 
-        In each channel densities up to that of tissue are scaled, those above are stretched to meet that of nuclei; by a
-        factor of at most 2, or at least 1/2.
+        In each channel densities up to that of tissue are scaled, those above are stretched to meet that of nuclei; by
+        a factor of at most 2, or at least 1/2.
         """
         result = np.empty_like(image)
         for channel, table in enumerate(self._tables):

@@ -111,6 +111,22 @@ def test_tiles_give_what_the_whole_slide_gives(busy_model, busy_slide, whole, ti
     assert_same(found, whole)
 
 
+def test_turned_and_mirrored_views_do_not_depend_on_tiles_either(busy_model, busy_slide, whole):
+    small, big = (found_on(busy_slide, busy_model, tile_size=size, views=8) for size in (132, 512))
+    assert_same(small, big)
+    with pytest.raises(AssertionError):
+        assert_same(small, whole)
+
+
+def test_nor_does_a_network_that_sees_every_slide_at_the_usual_stain(busy_slide, whole):
+    card = CARD.model_copy(update={"network": CARD.network.model_copy(update={"normalise_stain": True})})
+    model = Model.of(busy_network(), card)
+    small, big = (found_on(busy_slide, model, tile_size=size) for size in (132, 512))
+    assert_same(small, big)
+    with pytest.raises(AssertionError):
+        assert_same(small, whole)
+
+
 def test_without_its_margin_they_would_not(busy_model, busy_slide, whole):
     found = found_on(busy_slide, replace(busy_model, margin=0))
     with pytest.raises(AssertionError):
