@@ -51,7 +51,8 @@ class NetworkConfig(_Section):
     classes: Literal[2, 3] = 2
     """2: background, mitotic figure. 3: non-mitotic figure as a class of its own."""
     normalise_stain: bool = True
-    """Bring each slide to the same stain levels before the network sees it."""
+    """Bring each slide to the same stain levels before the network sees it; not for images of a few hundred px, whose
+    levels say what is on them rather than how they are stained."""
 
 
 class TrainConfig(_Section):
