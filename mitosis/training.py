@@ -9,19 +9,20 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mitosis.checkpoints import ModelCard, load_state, save_model, save_state
+from mitosis.checkpoints import ModelCard, load_model, load_state, save_model, save_state
 from mitosis.config import Config, TrainConfig, load_config, save_config
 from mitosis.curves import draw_curves
 from mitosis.dataset import PatchDataset, load_batches
 from mitosis.engines import to_input
-from mitosis.errors import ConfigError, ModelError, PatchIndexError
+from mitosis.errors import ConfigError, LeakageError, ModelError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
 from mitosis.files import make_folder, write_text
 from mitosis.losses import LOSSES, class_weights
@@ -30,36 +31,11 @@ from mitosis.runtime import choose_device, choose_dtype, versions
 from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 from mitosis.unet import UNet
-from mitosis.validation import check_patches, score_patches
+from mitosis.validation import Metrics, check_patches, score_patches
 
-__all__ = ["Metrics", "Run", "learning_rate", "train"]
+__all__ = ["Run", "learning_rate", "train"]
 
 CLASSES = ("background", "mitotic figure", "non-mitotic figure")
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """One look at the validation cases.
-
-    Attributes
-    ----------
-    loss : float
-        Mean training loss since the last look.
-    f1, precision, recall : float
-        Detection on the validation cases (on the training cases where there are none) at `threshold`, which is the one
-        that gives the best F1 there.
-    skipped : int
-        Steps so far that were left out because a loss or gradient was not finite.
-    """
-
-    step: int
-    loss: float
-    f1: float
-    precision: float
-    recall: float
-    threshold: float
-    learning_rate: float
-    skipped: int = 0
 
 
 def train(
@@ -68,6 +44,7 @@ def train(
     config: Config,
     *,
     resume: bool = False,
+    start: Path | None = None,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
     on_metrics: Callable[[Metrics], None] = lambda _metrics: None,
 ) -> ModelCard:
@@ -77,6 +54,9 @@ def train(
     ----------
     resume : bool
         Go on from the last saved state in `out`; the result has the same bits as that of a run never stopped.
+    start : Path, optional
+        Folder of a model whose weights to begin with (fine-tuning) instead of random ones. What it has learned from
+        counts as seen by the new model too.
     on_step, on_metrics : callable
         Told (step, loss) after each step, and the metrics after each validation.
 
@@ -88,17 +68,22 @@ def train(
     ConfigError
         `out` holds a run already and `resume` is not set, or the settings differ from those of the run to resume.
     ModelError
-        Loss or gradients stay non-finite.
+        Loss or gradients stay non-finite; the network of `start` has another shape.
+    LeakageError
+        `start` has learned from a validation case.
     """
     check_patches(index, config)
+    begun = _load_start(start, index, config) if start else None
     _open_run(out, config, resume)
-    return Run(index, out, config).go(on_step, on_metrics)
+    return Run(index, out, config, begun).go(on_step, on_metrics)
 
 
 class Run:
     """What one run holds while it goes: network, average, optimiser, history."""
 
-    def __init__(self, index: PatchIndex, out: Path, config: Config) -> None:
+    def __init__(
+        self, index: PatchIndex, out: Path, config: Config, start: tuple[UNet, ModelCard] | None = None
+    ) -> None:
         self.index, self.out, self.config = index, out, config
         self.train_index = index.where(lambda patch: patch.split == TRAIN)
         validation = index.where(lambda patch: patch.split == VAL)
@@ -108,6 +93,11 @@ class Run:
         self.network: nn.Module = UNet.from_config(config.network).to(  # type: ignore[call-overload]
             device=self.device, memory_format=torch.channels_last
         )
+        self.start_card: dict[str, Any] = {}
+        if start:
+            self.network.load_state_dict(start[0].state_dict())
+            card = start[1]
+            self.start_card = {"weights_sha256": card.weights_sha256, "cases": card.training.get("cases", [])}
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
@@ -206,6 +196,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
             "skipped": self.skipped,
+            "start_card": self.start_card,
             "data_sha256": self._data_sha256(),
         }
         save_state(self.out, state)
@@ -228,6 +219,7 @@ class Run:
         self.best = state["best"]
         self.history = [Metrics(**metrics) for metrics in state["history"]]
         self.skipped = state["skipped"]
+        self.start_card = state["start_card"]
         return int(state["step"])
 
     def _save_best(self) -> ModelCard:
@@ -240,10 +232,11 @@ class Run:
             threshold=best.threshold,
             validation={"cases": self.val_index.cases, **asdict(best)},
             training={
-                "cases": self.train_index.cases,
+                "cases": sorted({*self.train_index.cases, *self.start_card.get("cases", [])}),
                 "n_figures": sum(patch.n_mitotic for patch in self.train_index.patches if patch.on_grid),
                 "index_sha256": self._data_sha256(),
                 "settings": self.config.model_dump(mode="json"),
+                **({"start_sha256": self.start_card["weights_sha256"]} if self.start_card else {}),
             },
             versions=versions(),
         )
@@ -276,6 +269,18 @@ def _open_run(out: Path, config: Config, resume: bool) -> None:
         )
     if _decisive(load_config(settings)) != _decisive(config):
         raise ConfigError(f"{out}: its run has other settings than those given now. Resume with the same ones.")
+
+
+def _load_start(start: Path, index: PatchIndex, config: Config) -> tuple[UNet, ModelCard]:
+    """The network to begin with, if it fits and has seen none of the validation cases."""
+    network, card = load_model(start)
+    if card.network != config.network:
+        raise ModelError(f"{start}: its network ({card.network}) is not that of the settings ({config.network}).")
+    seen = set(card.training.get("cases", []))
+    leaked = sorted({patch.case_id for patch in index.patches if patch.split == VAL} & seen)
+    if leaked:
+        raise LeakageError(f"{start}: has learned from the validation cases {', '.join(leaked)}. Choose other ones.")
+    return network, card
 
 
 def _decisive(config: Config) -> Config:

@@ -1,6 +1,7 @@
 """What is looked at before training and during it: whether the patches can be learned from, and how good it gets."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,32 @@ from mitosis.patches import Patch, PatchIndex
 from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 
-__all__ = ["check_patches", "score_patches"]
+__all__ = ["Metrics", "check_patches", "score_patches"]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One look at the validation cases.
+
+    Attributes
+    ----------
+    loss : float
+        Mean training loss since the last look.
+    f1, precision, recall : float
+        Detection on the validation cases (on the training cases where there are none) at `threshold`, which is the one
+        that gives the best F1 there.
+    skipped : int
+        Steps so far that were left out because a loss or gradient was not finite.
+    """
+
+    step: int
+    loss: float
+    f1: float
+    precision: float
+    recall: float
+    threshold: float
+    learning_rate: float
+    skipped: int = 0
 
 
 def check_patches(index: PatchIndex, config: Config) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mitosis.checkpoints import load_model, load_state
 from mitosis.config import Config, load_config
-from mitosis.errors import ConfigError, ModelError, OutputError, PatchIndexError
+from mitosis.errors import ConfigError, LeakageError, ModelError, OutputError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
 from mitosis.losses import LOSSES
 from mitosis.matching import MatchResult
@@ -153,6 +153,38 @@ def test_a_finished_run_that_is_resumed_changes_nothing(index, finished, tmp_pat
     out = shutil.copytree(finished[0], tmp_path / "run")
     train(index, out, TINY, resume=True, on_step=killed_after(5))
     assert contents(out) == contents(finished[0])
+
+
+def test_a_run_can_begin_with_the_weights_of_another(index, finished, tmp_path):
+    """With a learning rate of next to nothing the weights stay what they were; the card says whose they are."""
+    still = TINY.model_copy(update={"train": TINY.train.model_copy(update={"learning_rate": 1e-12})})
+    card = train(index, tmp_path / "run", still, start=finished[0])
+    before, after = (load_model(folder)[0].state_dict() for folder in (finished[0], tmp_path / "run"))
+    for name, value in before.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
+    assert card.training["start_sha256"] == load_model(finished[0])[1].weights_sha256
+
+
+def test_what_the_first_model_has_seen_the_second_has_too(index, finished, tmp_path):
+    seen = load_model(finished[0])[1].training["cases"]
+    others = index.where(lambda patch: patch.case_id not in seen).with_val_cases([])
+    assert set(others.cases).isdisjoint(seen)
+    card = train(others, tmp_path / "run", TINY, start=finished[0])
+    assert card.training["cases"] == sorted({*seen, *others.cases})
+
+
+def test_a_start_that_has_learned_from_a_validation_case_is_refused(index, finished, tmp_path):
+    seen = load_model(finished[0])[1].training["cases"]
+    with pytest.raises(LeakageError, match=f"has learned from the validation cases {seen[0]}"):
+        train(index.with_val_cases(seen[:1]), tmp_path / "run", TINY, start=finished[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_of_another_shape_is_refused(index, finished, tmp_path):
+    wider = TINY.model_copy(update={"network": TINY.network.model_copy(update={"width": 3})})
+    with pytest.raises(ModelError, match=r"its network .* is not that of the settings"):
+        train(index, tmp_path / "run", wider, start=finished[0])
 
 
 def test_a_run_can_be_resumed_with_other_loader_processes_but_no_other_setting(index, tmp_path):

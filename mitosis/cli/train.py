@@ -27,6 +27,10 @@ def train(
         str, typer.Option("--leave-out", help="Cases that are not shown to the network at all, with commas.")
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="Folder of a model to begin with, to fine-tune it.", show_default=False),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what an epoch will show; writes OUT/dry_run.json.")
     ] = False,
@@ -54,13 +58,14 @@ def train(
     if show_batch:
         _show_batch(index, out, chosen)
     if not (dry_run or show_batch):
-        _run(index, out, chosen, resume)
+        _run(index, out, chosen, resume, start)
 
 
-def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool) -> None:
+def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool, start: Path | None) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mitosis.training import Metrics, train
+    from mitosis.training import train
+    from mitosis.validation import Metrics
 
     columns = (
         TextColumn("{task.description}"),
@@ -83,7 +88,7 @@ def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool) -> None
                 highlight=False,
             )
 
-        card = train(index, out, config, resume=resume, on_step=on_step, on_metrics=on_metrics)
+        card = train(index, out, config, resume=resume, start=start, on_step=on_step, on_metrics=on_metrics)
     typer.echo(
         f"Best: F1 {card.validation['f1']:.3f} at step {card.validation['step']}, threshold {card.threshold:.4f}."
     )
