@@ -36,6 +36,20 @@ def test_read_gives_one_json_object_a_figure(
         assert figure["value"] > 0
 
 
+@pytest.mark.slow
+def test_load_gives_rates_and_the_share_of_waiting(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in (("N_PATCHES", 4), ("N_STEPS", 1), ("ROUNDS", 1)):
+        monkeypatch.setitem(script["main"].__globals__, name, number)
+    script["main"](["load", "--json"])
+    light, heavy, waiting = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert light["unit"] == heavy["unit"] == "patches/s"
+    assert light["baseline"] == heavy["baseline"] > light["value"] > 0
+    assert heavy["ratio"] == pytest.approx(heavy["value"] / heavy["baseline"])
+    assert 0 < waiting["value"] < 100
+
+
 def test_without_json_it_prints_a_table(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
