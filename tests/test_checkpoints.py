@@ -52,7 +52,11 @@ def test_a_model_comes_back_with_the_same_bits(folder):
     saved = network().state_dict()
     assert loaded.state_dict().keys() == saved.keys()
     assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
-    assert (card.mpp, card.threshold, card.network) == (MPP, 0.5, NetworkConfig(width=2, depth=1, normalise_stain=False))
+    assert (card.mpp, card.threshold, card.network) == (
+        MPP,
+        0.5,
+        NetworkConfig(width=2, depth=1, normalise_stain=False),
+    )
     assert card.classes == ("background", "mitotic figure")
     assert not loaded.training
 
