@@ -22,7 +22,7 @@ def to_input(images: Tensor) -> Tensor:
 
 def torch_engine(network: nn.Module, device: torch.device) -> Engine:
     """Run `network` in float32 with PyTorch."""
-    network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    network = network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch types no memory_format
 
     @torch.inference_mode()
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -90,7 +90,7 @@ class Run:
         self.val_index = validation if validation.patches else self.train_index
         self.device = choose_device()
         torch.manual_seed(config.train.seed)
-        self.network: nn.Module = UNet.from_config(config.network).to(  # type: ignore[call-overload]
+        self.network: nn.Module = UNet.from_config(config.network).to(  # type: ignore[call-overload]  # torch types no memory_format
             device=self.device, memory_format=torch.channels_last
         )
         self.start_card: dict[str, Any] = {}

@@ -18,7 +18,7 @@ def draw_map(height, width, blobs):
     return np.max([np.zeros((height, width)), *layers], axis=0).astype(np.float32)
 
 
-def whole(probability, floor=0.05, mpp=MPP, rule=PeakRule()):  # noqa: B008
+def whole(probability, floor=0.05, mpp=MPP, rule=PeakRule()):  # noqa: B008  (frozen)
     box = Box(0, 0, probability.shape[1], probability.shape[0])
     return find_peaks(probability, box, box, mpp, 0.25, floor, rule)
 

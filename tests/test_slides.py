@@ -905,7 +905,7 @@ def test_coordinates_start_at_the_corner_of_openslides_bounds(tmp_path: Path, mo
     image = picture(512, 384)
     path = write(tmp_path / "a.svs", image, description=APERIO)
     bounds = {"x": "100", "y": "60", "width": "150", "height": "90"}
-    real = openslide.OpenSlide.properties.fget  # type: ignore[attr-defined]
+    real = openslide.OpenSlide.properties.fget  # type: ignore[attr-defined]  # a property, untyped
     extra = {f"openslide.bounds-{name}": value for name, value in bounds.items()}
     monkeypatch.setattr(openslide.OpenSlide, "properties", property(lambda handle: {**real(handle), **extra}))
     with OpenSlideSlide(path) as slide:
@@ -1066,7 +1066,7 @@ def test_real_slides_have_openslides_pixels(real_data: Path, name: str) -> None:
         for level, (width, height) in enumerate(slide.level_dimensions):
             step = int(slide.level_downsamples[level])
             for x, y in rng.integers(0, (width - 300, height - 300), (5, 2)).tolist():
-                theirs = np.asarray(other._handle.read_region((0, 0), level, (x + 300, y + 300)))[y:, x:, :3]  # type: ignore[union-attr]
+                theirs = np.asarray(other._handle.read_region((0, 0), level, (x + 300, y + 300)))[y:, x:, :3]  # type: ignore[union-attr]  # open
                 np.testing.assert_array_equal(slide.read_region((x * step, y * step), level, (300, 300)), theirs)
         assert slide.bad_tiles == ()
 

@@ -25,7 +25,7 @@ class ArraySlide:
         self.dimensions = self.image.shape[1::-1]
         self.level_dimensions = (self.dimensions,)
 
-    def read_region(self, location, level, size):  # noqa: ARG002
+    def read_region(self, location, level, size):  # noqa: ARG002  (signature of Slide)
         (x, y), (width, height) = location, size
         out = np.full((height, width, 3), 255, np.uint8)
         part = self.image[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)]

@@ -17,7 +17,7 @@ def extract(
     slides: Annotated[
         list[Path] | None, typer.Argument(help="Slide files, or folders that hold them.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the patches.", show_default=False)] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option("--out", help="Folder for the patches.", show_default=False)] = ...,  # type: ignore[assignment]  # typer: required
     annotations: Annotated[
         Path | None,
         typer.Option("--annotations", help="File or folder of marks. Without it patches have no masks."),
