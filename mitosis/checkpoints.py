@@ -5,7 +5,7 @@ import io
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -35,9 +35,11 @@ class ModelCard(BaseModel):
     input : str
         How an image becomes the network's input.
     threshold : float
-        Score from which on a candidate counts; chosen on the validation cases.
+        Score from which on a candidate counts; chosen on the validation cases for the best F1.
+    count_threshold : float or None
+        The same for a count without bias: as many detections as figures.
     training : dict
-        Cases, settings and the sha256 of the index it learned from.
+        Cases, sha256 of the slide files, settings and the sha256 of the index it learned from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,10 +51,32 @@ class ModelCard(BaseModel):
     mpp: float
     input: str = "1 - value / 255, RGB"
     threshold: float
+    count_threshold: float | None = None
     validation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
     intended_use: str = "Research use only; not a medical device."
+
+    def has_seen(self, case_id: str, source_sha256: str) -> bool:
+        """Whether the model learned from this case, or from this very slide file under another name."""
+        return case_id in self.training.get("cases", []) or source_sha256 in self.training.get("source_sha256", [])
+
+    def threshold_for(self, objective: Literal["f1", "count"]) -> float:
+        """The threshold chosen for the best F1, or for a count without bias.
+
+        Raises
+        ------
+        ModelError
+            The card has no threshold for counting.
+        """
+        if objective == "f1":
+            return self.threshold
+        if self.count_threshold is None:
+            raise ModelError(
+                "The model's card has no threshold for a count without bias (it was trained by an earlier version). "
+                "Train it again, or give count.threshold."
+            )
+        return self.count_threshold
 
 
 def save_model(folder: Path, weights: dict[str, torch.Tensor], card: ModelCard) -> ModelCard:

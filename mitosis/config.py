@@ -124,6 +124,8 @@ class CountConfig(_Section):
     """Candidates with a lower score are not reported."""
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Counts candidates with at least this score; None takes the model card's."""
+    objective: Literal["f1", "count"] = "f1"
+    """Which of the card's thresholds: the one with the best F1, or the one whose false positives make up for misses."""
     merge_um: Positive = 13.0
     """Of two candidates closer than this one is kept: the plates of a telophase are up to 12.2 µm apart (the joined
     segments of MITOS 2012), and 16 of 2,538 marked figures (0.6 %) of three data sets have a neighbour so close."""

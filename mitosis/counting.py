@@ -103,6 +103,10 @@ class CountReport:
         Width and height, level-0 px.
     slide_mpp, mpp : float
         µm/px of level 0, and of the pixels the network saw.
+    case_id, domain : str
+        The case, and the scanner, laboratory or tumour; may be empty.
+    seen_in_training : bool
+        The model learned from this case or this very file, so its count here says nothing about new slides.
     model_sha256, source_sha256 : str
         Of the weights and of the slide file; may be empty.
     bad_tiles : tuple of BadTile
@@ -123,6 +127,9 @@ class CountReport:
     slide_dimensions: tuple[int, int]
     slide_mpp: float
     mpp: float
+    case_id: str = ""
+    domain: str = ""
+    seen_in_training: bool = False
     model_sha256: str = ""
     source_sha256: str = ""
     bad_tiles: tuple[BadTile, ...] = ()

@@ -1,52 +1,30 @@
 """How good detections are against an expert's marks, and which threshold is best."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from mitosis.detections import SCORE_STEPS, Detections
+from mitosis.detections import SCORE_STEPS
 from mitosis.errors import AnnotationError
-from mitosis.matching import MATCH_RADIUS_UM, MatchResult, gains, match
+from mitosis.masks import IGNORE, MITOTIC_FIGURE
+from mitosis.matching import MATCH_RADIUS_UM, MatchResult, match
+from mitosis.ranking import DetectionCurve, SlideScores
 
 __all__ = [
     "Evaluation",
+    "MaskOverlap",
+    "Objective",
     "SlideEvaluation",
-    "SlideScores",
-    "average_precision",
     "choose_threshold",
+    "cross_thresholds",
     "evaluate",
-    "recall_at",
 ]
 
-FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class SlideScores:
-    """One slide's marks and candidates.
-
-    Attributes
-    ----------
-    slide : str
-        Name.
-    slide_mpp : float
-        µm/px of level 0.
-    figures : float [N, 2]
-        Marked mitotic figures, level-0 px.
-    candidates : Detections
-        Merged detections above a low floor.
-    look_alikes : float [L, 2]
-        Marked non-mitotic figures, level-0 px; they only serve to say what the false positives are.
-    """
-
-    slide: str
-    slide_mpp: float
-    figures: ArrayLike
-    candidates: Detections
-    look_alikes: ArrayLike = ()
+Objective = Literal["f1", "count"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,84 +75,107 @@ def _evaluate_slide(slide: SlideScores, threshold: float, radius_um: float) -> S
     return SlideEvaluation(slide.slide, matching.result, on_look_alikes)
 
 
-def choose_threshold(slides: Iterable[SlideScores], radius_um: float = MATCH_RADIUS_UM) -> float:
-    """The threshold with the best F1 over all slides together.
+def choose_threshold(
+    slides: Iterable[SlideScores], radius_um: float = MATCH_RADIUS_UM, objective: Objective = "f1"
+) -> float:
+    """The threshold that is best over all slides together: with the best F1, or with as many detections as figures.
 
-    Every threshold is looked at, at the cost of one. F1 is constant between two neighbouring scores; of the best
-    stretches the longest wins (then the one with the fewest detections), and its middle is returned, rounded up to
-    1e-4. 0.5 is returned where no candidate lies on a figure.
+    Every threshold is looked at, at the cost of one. What is judged is constant between two neighbouring scores; of
+    the best stretches the longest wins (then the one with the fewest detections), and its middle is returned, rounded
+    up to 1e-4. For F1 0.5 is returned where no candidate lies on a figure.
+
+    Parameters
+    ----------
+    objective : {"f1", "count"}
+        `count` gives an unbiased count: false positives make up for what is missed.
 
     Raises
     ------
     AnnotationError
         There is no figure to choose with.
     """
-    slides = list(slides)
-    n_figures = _count_figures(slides)
-    if not n_figures:
+    curve = DetectionCurve.of(slides, radius_um)
+    if not curve.n_figures:
         raise AnnotationError("There is no mitotic figure to choose a threshold with. Add marked slides.")
-    upper, n_found, n_true = _counts_by_threshold(slides, radius_um)
-    if not n_true.any():
+    if not curve.n_true.any():
         return 0.5
-    f1 = 2.0 * n_true / (n_figures + n_found)
+    if objective == "f1":
+        value = 2.0 * curve.n_true / (curve.n_figures + curve.n_found)
+    else:
+        value = -np.abs(curve.n_found - curve.n_figures)
+    upper = np.rint(curve.score * SCORE_STEPS).astype(np.int64)
     lower = np.append(upper[1:], 0)
-    best = np.flatnonzero(f1 == f1.max())
+    best = np.flatnonzero(value == value.max())
     chosen = best[np.argmax(upper[best] - lower[best])]
     return float(-(-(upper[chosen] + lower[chosen]) // 2)) / SCORE_STEPS
 
 
-def average_precision(slides: Iterable[SlideScores], radius_um: float = MATCH_RADIUS_UM) -> float:
-    """Area under the precision-recall curve of all slides together: precision summed over the steps of recall.
+def cross_thresholds(
+    slides: Sequence[SlideScores], radius_um: float = MATCH_RADIUS_UM, objective: Objective = "f1"
+) -> Mapping[str, float]:
+    """For each case the threshold chosen on all other cases, so that no case is scored at one chosen on itself.
 
-    Nothing is interpolated, and figures that no candidate lies on count as never found. NaN where there is no figure.
+    Raises
+    ------
+    AnnotationError
+        There is only one case, or the others hold no figure.
     """
-    slides = list(slides)
-    n_figures = _count_figures(slides)
-    if not n_figures:
-        return float("nan")
-    _, n_found, n_true = _counts_by_threshold(slides, radius_um)
-    return float((np.diff(n_true, prepend=0) / n_figures * (n_true / n_found)).sum())
+    cases = sorted({slide.case_id for slide in slides})
+    if len(cases) < 2:
+        raise AnnotationError(
+            "A threshold is chosen on other cases than those it scores, and there is only one case. "
+            "Add slides of other cases, or say with --case-pattern how a slide's name tells its case."
+        )
+    return {
+        case: choose_threshold([slide for slide in slides if slide.case_id != case], radius_um, objective)
+        for case in cases
+    }
 
 
-def recall_at(
-    slides: Iterable[SlideScores], fp_per_mm2: float, area_mm2: float, radius_um: float = MATCH_RADIUS_UM
-) -> float:
-    """The highest recall with at most `fp_per_mm2` false positives a mm² (a point of the FROC curve).
+@dataclass(frozen=True, slots=True)
+class MaskOverlap:
+    """Pixels of predicted against drawn masks; ``a + b`` pools two of them.
 
-    Parameters
+    Attributes
     ----------
-    area_mm2 : float
-        Area of all slides together in which candidates were looked for. NaN is given where there is no figure.
+    n : int
+        Pixels that count (those of the ignore label do not).
+    n_right : int
+        Those on which the two agree.
+    n_both, n_either : int
+        Those that both call figure, and that at least one does.
     """
-    slides = list(slides)
-    n_figures = _count_figures(slides)
-    if not n_figures:
-        return float("nan")
-    _, n_found, n_true = _counts_by_threshold(slides, radius_um)
-    allowed = n_found - n_true <= fp_per_mm2 * area_mm2
-    return float(n_true[allowed].max(initial=0)) / n_figures
 
+    n: int = 0
+    n_right: int = 0
+    n_both: int = 0
+    n_either: int = 0
 
-def _count_figures(slides: list[SlideScores]) -> int:
-    return sum(len(np.asarray(slide.figures).reshape(-1, 2)) for slide in slides)
+    def __add__(self, other: "MaskOverlap") -> "MaskOverlap":
+        return MaskOverlap(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    @classmethod
+    def of(cls, mask: NDArray[np.uint8], found: NDArray[np.bool_]) -> "MaskOverlap":
+        """Compare a mask, uint8 [H, W] as in `mitosis.masks`, with where a figure was found, bool [H, W]."""
+        if mask.shape != found.shape:
+            raise ValueError(f"found: expected the mask's shape {mask.shape}, but got {found.shape}")
+        counted, truth = mask != IGNORE, mask == MITOTIC_FIGURE
+        either = int(((truth | found) & counted).sum())
+        both = int((truth & found & counted).sum())
+        n = int(counted.sum())
+        return cls(n, n - either + both, both, either)
 
-def _counts_by_threshold(
-    slides: list[SlideScores], radius_um: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Each distinct score in whole steps, falling; how many candidates reach it; how many of them are true."""
-    steps, gained = _candidates_by_score(slides, radius_um)
-    last = np.flatnonzero(np.append(np.diff(steps), -1)) if len(steps) else np.empty(0, dtype=np.int64)
-    return steps[last], (last + 1).astype(np.int64), np.cumsum(gained, dtype=np.int64)[last]
+    @property
+    def accuracy(self) -> float:
+        """Share of the pixels on which the two agree: above 0.999 for a network that never fires, so of no use."""
+        return self.n_right / self.n if self.n else 1.0
 
+    @property
+    def dice(self) -> float:
+        """``2 |A and B| / (|A| + |B|)`` of the pixels; 1.0 where neither has any (Dice, Ecology 1945;26:297-302)."""
+        return 2 * self.n_both / (self.n_either + self.n_both) if self.n_either else 1.0
 
-def _candidates_by_score(slides: list[SlideScores], radius_um: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Scores of all slides' candidates in whole steps, falling, and which of them raise the true positives."""
-    steps, gained = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=bool)]
-    for slide in slides:
-        ordered = slide.candidates.sorted()
-        steps.append(np.rint(ordered.score * SCORE_STEPS).astype(np.int64))
-        gained.append(gains(slide.figures, ordered.xy, radius_um / slide.slide_mpp))
-    all_steps = np.concatenate(steps)
-    order = np.argsort(-all_steps, kind="stable")
-    return all_steps[order], np.concatenate(gained)[order]
+    @property
+    def iou(self) -> float:
+        """``|A and B| / |A or B|`` of the pixels; 1.0 where neither has any (Jaccard 1912)."""
+        return self.n_both / self.n_either if self.n_either else 1.0

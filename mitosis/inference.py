@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,18 @@ def _count_source(
     (out / name / "count.json").unlink(missing_ok=True)  # if this slide fails now, an old count must not stand for it
     try:
         with open_slide(source.path, source.mpp) as slide:
-            counted = count_slide(slide, name, model, config, sha256(source.path), partial(on_tiles, name))
-            write_report(out / name, slide, counted.report, counted.candidates, counted.tissue)
+            digest = sha256(source.path)
+            counted = count_slide(slide, name, model, config, digest, partial(on_tiles, name))
+            report = replace(
+                counted.report,
+                case_id=source.case_id,
+                domain=source.domain,
+                seen_in_training=model.card.has_seen(source.case_id, digest),
+            )
+            write_report(out / name, slide, report, counted.candidates, counted.tissue)
     except SlideError as error:
         return SlideResult(name, error=str(error))
-    return SlideResult(name, counted.report)
+    return SlideResult(name, report)
 
 
 def count_slide(
@@ -161,7 +168,7 @@ def count_slide(
         candidates,
         tissue,
         slide=name,
-        threshold=config.threshold if config.threshold is not None else model.card.threshold,
+        threshold=config.threshold if config.threshold is not None else model.card.threshold_for(config.objective),
         mpp=model.card.mpp,
         hotspot_mm2=config.hotspot_mm2,
         bad_tiles=bad_tiles,

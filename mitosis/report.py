@@ -15,9 +15,9 @@ from mitosis.annotations import Label, load_annotations
 from mitosis.counting import CountReport, Hotspot
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError
-from mitosis.evaluation import SlideScores
 from mitosis.files import make_folder, write_json, write_text
 from mitosis.overlay import draw_overlay
+from mitosis.ranking import SlideScores
 from mitosis.slides import Slide
 from mitosis.tissue import TissueMask
 
@@ -54,6 +54,7 @@ SUMMARY_COLUMNS = (
 NOTE = "Research use only; not a medical device."
 CANDIDATE = "candidate"
 RING_UM = 6.0
+HOTSPOT_KEYS = ("x0", "y0", "x1", "y1", "window_mm2")
 COLOURS = {"detection": [200, 0, 0], "hotspot": [0, 60, 200]}
 
 
@@ -114,11 +115,27 @@ def read_detections(path: Path) -> Detections:
 
 
 class ScoredSlide(NamedTuple):
-    """Marks and candidates of a slide, the threshold it was counted with, and how many marks lie outside it."""
+    """A counted slide beside an expert's marks.
+
+    Attributes
+    ----------
+    threshold : float
+        What it was counted with.
+    n_outside : int
+        Marks that lie outside the slide and are left out.
+    seen_in_training : bool
+        Whether the model learned from it.
+    dimensions : (width, height), level-0 px
+    hotspot : (x0, y0, x1, y1, mm²) or None
+        The window of the count, level-0 px, and its area.
+    """
 
     scores: SlideScores
     threshold: float
     n_outside: int
+    seen_in_training: bool
+    dimensions: tuple[int, int]
+    hotspot: tuple[float, ...] | None
 
 
 def read_scores(folder: Path, annotations: Path) -> ScoredSlide:
@@ -141,6 +158,9 @@ def read_scores(folder: Path, annotations: Path) -> ScoredSlide:
         count = json.loads(path.read_text(encoding="utf-8"))
         slide, mpp, threshold = str(count["slide"]), float(count["slide_mpp"]), float(count["threshold"])
         width, height = map(int, count["slide_dimensions"])
+        known = {"case_id": str(count.get("case_id") or slide), "domain": str(count.get("domain", ""))}
+        area = float(count["tissue_mm2"])
+        hotspot = tuple(float(count["hotspot"][key]) for key in HOTSPOT_KEYS) if count["hotspot"] else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AnnotationError(f"{path}: not as written by mitosis count ({error!r}). Count the slide again.") from error
     loaded = load_annotations(annotations, slide, (width, height), mpp)
@@ -148,8 +168,10 @@ def read_scores(folder: Path, annotations: Path) -> ScoredSlide:
         [(mark.x, mark.y) for mark in loaded.annotations if mark.label is label]
         for label in (Label.MITOTIC_FIGURE, Label.NON_MITOTIC_FIGURE)
     )
-    scores = SlideScores(slide, mpp, figures, read_detections(folder / "detections.csv"), look_alikes)
-    return ScoredSlide(scores, threshold, loaded.n_outside)
+    candidates = read_detections(folder / "detections.csv")
+    scores = SlideScores(slide, mpp, figures, candidates, look_alikes, **known, area_mm2=area)
+    seen = bool(count.get("seen_in_training"))
+    return ScoredSlide(scores, threshold, loaded.n_outside, seen, (width, height), hotspot)
 
 
 def write_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -97,7 +97,8 @@ class Run:
         if start:
             self.network.load_state_dict(start[0].state_dict())
             card = start[1]
-            self.start_card = {"weights_sha256": card.weights_sha256, "cases": card.training.get("cases", [])}
+            seen = {key: card.training.get(key, []) for key in ("cases", "source_sha256")}
+            self.start_card = {"weights_sha256": card.weights_sha256, **seen}
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
@@ -177,6 +178,7 @@ class Run:
             precision=round(result.precision, 4),
             recall=round(result.recall, 4),
             threshold=threshold,
+            count_threshold=choose_threshold(scores, objective="count"),
             learning_rate=round(learning_rate(step, self.config.train), 8),
             skipped=self.skipped,
         )
@@ -230,9 +232,11 @@ class Run:
             classes=names,
             mpp=self.index.patches[0].mpp,
             threshold=best.threshold,
+            count_threshold=best.count_threshold,
             validation={"cases": self.val_index.cases, **asdict(best)},
             training={
                 "cases": sorted({*self.train_index.cases, *self.start_card.get("cases", [])}),
+                "source_sha256": sorted(self._sources() | {*self.start_card.get("source_sha256", [])}),
                 "n_figures": sum(patch.n_mitotic for patch in self.train_index.patches if patch.on_grid),
                 "index_sha256": self._data_sha256(),
                 "settings": self.config.model_dump(mode="json"),
@@ -241,6 +245,9 @@ class Run:
             versions=versions(),
         )
         return save_model(self.out, {name: value.cpu() for name, value in self.best.items()}, card)
+
+    def _sources(self) -> set[str]:
+        return {patch.source_sha256 for patch in self.train_index.patches}
 
     def _data_sha256(self) -> str:
         """Of the index as it is used here: other validation cases are other data."""

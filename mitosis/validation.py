@@ -11,9 +11,9 @@ from mitosis.config import Config
 from mitosis.detections import concatenate, find_peaks, merge
 from mitosis.engines import torch_engine
 from mitosis.errors import ConfigError, PatchIndexError
-from mitosis.evaluation import SlideScores
 from mitosis.losses import LOSSES
 from mitosis.patches import Patch, PatchIndex
+from mitosis.ranking import SlideScores
 from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 
@@ -31,6 +31,8 @@ class Metrics:
     f1, precision, recall : float
         Detection on the validation cases (on the training cases where there are none) at `threshold`, which is the one
         that gives the best F1 there.
+    count_threshold : float
+        The one that gives as many detections as figures there.
     skipped : int
         Steps so far that were left out because a loss or gradient was not finite.
     """
@@ -41,6 +43,7 @@ class Metrics:
     precision: float
     recall: float
     threshold: float
+    count_threshold: float
     learning_rate: float
     skipped: int = 0
 

@@ -15,7 +15,7 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from mitosis.cohort import find_sources
 from mitosis.config import Config, load_config
 from mitosis.detections import Detections
-from mitosis.evaluation import SlideScores, average_precision, choose_threshold, evaluate, recall_at
+from mitosis.evaluation import MaskOverlap, choose_threshold, evaluate
 from mitosis.extraction import extract_patches
 from mitosis.files import atomic_write, write_json, write_text
 from mitosis.geometry import area_mm2
-from mitosis.masks import IGNORE, MITOTIC_FIGURE
 from mitosis.matching import MatchResult
 from mitosis.patches import Patch, PatchIndex
+from mitosis.ranking import DetectionCurve, SlideScores
 
 PLAIN = ("train.sampler=uniform", "train.loss=ce", "train.class_weighting=none", "train.augment_figure=0")
 OVERSAMPLE = ("train.sampler=oversample",)
@@ -122,31 +122,12 @@ def _phantom_patches(folder: Path, config: Config) -> Path:
     return folder / "patches"
 
 
-@dataclass
-class Pixels:
-    """Pixels of the left-out tiles, summed up."""
-
-    n: int = 0
-    n_right: int = 0
-    n_both: int = 0
-    n_either: int = 0
-
-    def add(self, index: PatchIndex, patch: Patch, fired: NDArray[np.bool_]) -> None:
-        """Take up a tile and where the network fired (probability of at least 0.5)."""
-        mask = index.read_mask(patch)
-        counted, truth = mask != IGNORE, mask == MITOTIC_FIGURE
-        self.n += int(counted.sum())
-        self.n_right += int((fired == truth)[counted].sum())
-        self.n_both += int((fired & truth)[counted].sum())
-        self.n_either += int(fired[counted].sum() + truth[counted].sum())
-
-
 @dataclass(frozen=True)
 class Run:
     """What one trained network did on the cases that it had not seen."""
 
     scores: list[SlideScores]
-    pixels: Pixels
+    pixels: MaskOverlap
     area_mm2: float
 
 
@@ -167,7 +148,7 @@ def _run(index: PatchIndex, fold: list[str], config: Config, folder: Path, name:
             np.array(slide["xy"], dtype=np.float64).reshape(n, 2), np.array(slide["score"]), np.array(slide["area_um2"])
         )
         scores.append(SlideScores(slide["slide"], slide["slide_mpp"], index.figures(slide["slide"]), candidates))
-    return Run(scores, Pixels(**found["pixels"]), _area(left_out))
+    return Run(scores, MaskOverlap(**found["pixels"]), _area(left_out))
 
 
 def _train_and_predict(
@@ -182,10 +163,11 @@ def _train_and_predict(
     training = index.where(lambda patch: patch.case_id not in fold).with_val_cases([])
     train(training, place / "model", last, resume=(place / "model" / "settings.yaml").exists())
     network, _ = load_model(place / "model")
-    pixels = Pixels()
+    pixels = MaskOverlap()
 
     def on_patch(patch: Patch, probability: NDArray[np.float32]) -> None:
-        pixels.add(index, patch, probability >= 0.5)
+        nonlocal pixels
+        pixels += MaskOverlap.of(index.read_mask(patch), probability >= 0.5)
 
     slides = score_patches(network, left_out, 0.01, config.count.merge_um, config.network.normalise_stain, on_patch)
     return {
@@ -213,26 +195,20 @@ def _outcome(name: str, seed: int, runs: Sequence[Run]) -> Outcome:
     for run in runs:
         others = [scores for other in runs if other is not run for scores in other.scores]
         pooled += evaluate(run.scores, choose_threshold(others or run.scores)).pooled
-    slides = [scores for run in runs for scores in run.scores]
-    pixels = [run.pixels for run in runs]
-    return Outcome(
-        name,
-        seed,
-        sum(p.n_right for p in pixels) / sum(p.n for p in pixels),
-        2 * sum(p.n_both for p in pixels) / max(1, sum(p.n_either for p in pixels)),
-        pooled.f1,
-        average_precision(slides),
-        recall_at(slides, 1.0, sum(run.area_mm2 for run in runs)),
+    curve = replace(
+        DetectionCurve.of(scores for run in runs for scores in run.scores), area_mm2=sum(run.area_mm2 for run in runs)
     )
+    pixels = sum((run.pixels for run in runs), MaskOverlap())
+    return Outcome(name, seed, pixels.accuracy, pixels.dice, pooled.f1, curve.average_precision, curve.recall_at(1.0))
 
 
 def _all_background(index: PatchIndex, folds: list[list[str]]) -> Outcome:
     """The row that shows what pixel accuracy is worth: a network that never fires."""
     cases = [case for fold in folds for case in fold]
-    pixels = Pixels()
+    nothing = MaskOverlap()
     for patch in index.where(lambda patch: patch.case_id in cases and patch.on_grid).patches:
-        pixels.add(index, patch, np.zeros((patch.size, patch.size), dtype=bool))
-    return Outcome("all background", 0, pixels.n_right / pixels.n, 0.0, 0.0, 0.0, 0.0)
+        nothing += MaskOverlap.of(index.read_mask(patch), np.zeros((patch.size, patch.size), dtype=bool))
+    return Outcome("all background", 0, nothing.accuracy, nothing.dice, 0.0, 0.0, 0.0)
 
 
 FIGURES = ("pixel_accuracy", "dice", "f1", "average_precision", "recall_at_1_fp_mm2")

@@ -19,10 +19,11 @@ from pathlib import Path
 from mitosis.checkpoints import load_model
 from mitosis.cohort import SlideSource, find_sources
 from mitosis.config import Config, load_config
-from mitosis.evaluation import SlideScores, average_precision, choose_threshold, evaluate
+from mitosis.evaluation import choose_threshold, cross_thresholds, evaluate
 from mitosis.inference import Model, count_slides
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
+from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.report import ScoredSlide, read_scores
 from mitosis.training import train
 
@@ -75,18 +76,18 @@ def _count(sources: list[SlideSource], model: Path, out: Path, config: Config) -
 
 
 def _print_tables(counted: dict[str, list[ScoredSlide]]) -> None:
+    everything = [scores for scored in counted.values() for scores in _of(scored)]
+    thresholds = cross_thresholds(everything)
     pooled = MatchResult()
     print("\ncase  figures  threshold chosen on the other cases")
     for case, scored in counted.items():
-        others = [scores for name, rest in counted.items() if name != case for scores in _of(rest)]
-        threshold = choose_threshold(others) if others else scored[0].threshold
-        result = evaluate(_of(scored), threshold).pooled
+        result = evaluate(_of(scored), thresholds[case]).pooled
         pooled += result
         best = _best(_of(scored))
-        print(f"{case:<5} {result.tp + result.fn:>7}  {threshold:.4f} {_row(result)}, best possible {best:.3f}")
-    everything = [scores for scored in counted.values() for scores in _of(scored)]
+        print(f"{case:<5} {result.tp + result.fn:>7}  {thresholds[case]:.4f} {_row(result)}, best possible {best:.3f}")
     print(f"all   {pooled.tp + pooled.fn:>7}         {_row(pooled)}, best possible {_best(everything):.3f}")
-    print(f"chosen on all: {choose_threshold(everything):.4f}; average precision {average_precision(everything):.3f}")
+    average_precision = DetectionCurve.of(everything).average_precision
+    print(f"chosen on all: {choose_threshold(everything):.4f}; average precision {average_precision:.3f}")
 
 
 def _print_at(counted: dict[str, list[ScoredSlide]], threshold: float) -> None:

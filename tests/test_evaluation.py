@@ -1,5 +1,7 @@
 """Evaluation: per slide and pooled; the threshold that is really the best."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,8 +9,10 @@ from hypothesis import strategies as st
 
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError
-from mitosis.evaluation import SlideScores, average_precision, choose_threshold, evaluate, recall_at
+from mitosis.evaluation import MaskOverlap, choose_threshold, cross_thresholds, evaluate
+from mitosis.masks import IGNORE
 from mitosis.matching import MatchResult
+from mitosis.ranking import SlideScores
 
 
 def scores(figures, found, look_alikes=(), slide="a", slide_mpp=1.0):
@@ -73,38 +77,53 @@ def test_threshold_without_a_hit_is_one_half_and_without_figures_an_error():
         choose_threshold([scores([], [(0, 0, 0.5)])])
 
 
-def test_average_precision_of_a_known_curve():
-    """Found in order: true, false, true; the third figure is never found."""
-    slide = scores([(0, 0), (50, 0), (300, 0)], [(0, 0, 0.9), (100, 0, 0.8), (50, 0, 0.7), (200, 0, 0.1)])
-    assert average_precision([slide]) == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
-    split = [scores([(0, 0)], [(0, 0, 0.9), (100, 0, 0.8)]), scores([(50, 0), (300, 0)], [(50, 0, 0.7), (200, 0, 0.1)])]
-    assert average_precision(split) == pytest.approx(average_precision([slide]))
-
-
-def test_equal_scores_are_one_point_of_the_curve():
-    slide = scores([(0, 0)], [(0, 0, 0.9), (100, 0, 0.9)])
-    assert average_precision([slide]) == 0.5
-    assert recall_at([slide], 0.5, 1.0) == 0
-    assert recall_at([slide], 1.0, 1.0) == 1
-
-
-def test_recall_is_that_of_the_most_detections_with_few_enough_false_positives():
-    slide = scores([(0, 0), (50, 0)], [(0, 0, 0.9), (100, 0, 0.8), (50, 0, 0.7), (200, 0, 0.1)])
-    assert [recall_at([slide], fp, 2.0) for fp in (0, 0.49, 0.5, 9)] == [0.5, 0.5, 1.0, 1.0]
-
-
-def test_without_figures_nan_and_without_candidates_nothing():
-    for measure in (average_precision, lambda slides: recall_at(slides, 1, 1)):
-        assert np.isnan(measure([scores([], [(0, 0, 0.5)])]))
-        assert measure([scores([(0, 0)], [])]) == 0
+def test_count_threshold_gives_as_many_detections_as_figures():
+    found = [(0, 0, 0.9), (100, 0, 0.8), (150, 0, 0.7), (200, 0, 0.2), (250, 0, 0.15)]
+    slide = scores([(0, 0), (50, 0), (300, 0)], found)
+    threshold = choose_threshold([slide], objective="count")
+    assert threshold == 0.45
+    assert (slide.candidates.score >= threshold).sum() == 3
 
 
 @given(st.lists(st.tuples(st.lists(place, min_size=1, max_size=4), found_places), min_size=1, max_size=3))
-def test_average_precision_is_the_sum_over_all_thresholds(data):
+def test_no_threshold_counts_with_less_bias(data):
     slides = [scores(figures, found) for figures, found in data]
-    area, before = 0.0, 0.0
-    for threshold in (0.9, 0.7, 0.3001, 0.3, 0.1):
+    n_figures = sum(len(figures) for figures, _ in data)
+
+    def bias(threshold):
         result = evaluate(slides, threshold).pooled
-        area += (result.recall - before) * result.precision
-        before = result.recall
-    assert average_precision(slides) == pytest.approx(area)
+        return abs(result.tp + result.fp - n_figures)
+
+    if evaluate(slides, 0.05).pooled.tp:
+        chosen = choose_threshold(slides, objective="count")
+        assert bias(chosen) == min(bias(t) for t in (0.1, 0.3, 0.3001, 0.7, 0.9))
+
+
+def test_crossed_thresholds_are_chosen_on_the_other_cases():
+    a = replace(scores([(0, 0)], [(0, 0, 0.8)]), case_id="a")
+    b = replace(scores([(0, 0)], [(0, 0, 0.4), (50, 0, 0.3)], slide="b"), case_id="b")
+    again = replace(b, slide="b2")
+    assert cross_thresholds([a, b, again]) == {"a": 0.35, "b": 0.4}
+    assert choose_threshold([b, again]) == 0.35
+    with pytest.raises(AnnotationError, match="only one case"):
+        cross_thresholds([b, again])
+
+
+def test_mask_overlap_of_a_known_mask():
+    mask = np.array([[0, 1, 1, 2], [IGNORE, IGNORE, 0, 1]], dtype=np.uint8)
+    found = np.array([[0, 1, 0, 1], [1, 0, 0, 1]], dtype=bool)
+    overlap = MaskOverlap.of(mask, found)
+    assert overlap == MaskOverlap(n=6, n_right=4, n_both=2, n_either=4)
+    assert (overlap.dice, overlap.iou, overlap.accuracy) == (2 / 3, 0.5, 4 / 6)
+    assert overlap + overlap == MaskOverlap(12, 8, 4, 8)
+    assert (MaskOverlap().dice, MaskOverlap().iou, MaskOverlap().accuracy) == (1, 1, 1)
+    with pytest.raises(ValueError, match="shape"):
+        MaskOverlap.of(mask, found[:1])
+
+
+def test_a_network_that_never_fires_is_nearly_always_right_and_of_no_use():
+    mask = np.zeros((200, 200), dtype=np.uint8)
+    mask[5:10, 5:10] = 1
+    overlap = MaskOverlap.of(mask, np.zeros(mask.shape, dtype=bool))
+    assert overlap.accuracy > 0.999
+    assert overlap.dice == 0

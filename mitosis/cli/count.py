@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import ConfigFile, Mpp, Set, Workers
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set, Workers
 
 if TYPE_CHECKING:
     from mitosis.counting import CountReport
@@ -18,6 +18,8 @@ def count(
     model: Annotated[Path, typer.Option("--model", help="Folder of a training run.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)],
     mpp: Mpp = None,
+    case_pattern: CasePattern = None,
+    domain: Domain = "",
     hotspot_mm2: Annotated[
         float | None, typer.Option("--hotspot-mm2", help="Area of the hotspot, mm². Default: 2.37.")
     ] = None,
@@ -45,7 +47,7 @@ def count(
     given = {"hotspot_mm2": hotspot_mm2, "threshold": threshold, "workers": workers}
     extra = tuple(f"count.{key}={value}" for key, value in given.items() if value is not None)
     chosen = load_config(config, (*(settings or ()), *extra)).count
-    sources = find_sources(slides, mpp=mpp)
+    sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp)
     loaded = Model.of(*load_model(model))
     with Progress(transient=True) as progress:
         task = progress.add_task("slide", total=None)

@@ -18,7 +18,7 @@ CasePattern = Annotated[
         help="Regular expression that finds the case in a slide's name, e.g. '^A\\d\\d'. Default: a slide is a case.",
     ),
 ]
-Domain = Annotated[str, typer.Option("--domain", help="Scanner, laboratory or tumour, noted for each patch.")]
+Domain = Annotated[str, typer.Option("--domain", help="Scanner, laboratory or tumour, noted with each slide.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 Set = Annotated[
     list[str] | None,
