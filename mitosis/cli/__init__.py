@@ -8,6 +8,7 @@ from mitosis.cli.count import count
 from mitosis.cli.evaluate import evaluate
 from mitosis.cli.extract import extract
 from mitosis.cli.info import info
+from mitosis.cli.lint import lint
 from mitosis.cli.mine import mine
 from mitosis.cli.train import train
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (info, extract, train, mine, count, evaluate):
+for verb in (info, lint, extract, train, mine, count, evaluate):
     app.command()(verb)
 
 
