@@ -134,9 +134,10 @@ def icc(ratings: ArrayLike) -> Icc:
 
     Two-way random effects, absolute agreement, single rater; ICC(A,1) in [2]_. A rater who always counts more lowers
     it. It is 1 for raters who agree on everything, may be below 0, and hangs on how much the subjects differ.
-
     `ratings` are float [n, k], n subjects by k raters. All is NaN with fewer than two of either, where all ratings are
     equal, and for [[1, 2], [2, 1]] and its like, two raters who contradict each other: there is no variance to share.
+    The limits suppose normal ratings and are approximate: for few raters of different habits they are too narrow (90 %
+    rather than 95 % for 4 raters), and they may miss a value below 0. They are NaN where the subjects' means are equal.
 
     References
     ----------
@@ -161,8 +162,8 @@ def icc(ratings: ArrayLike) -> Icc:
     # a MSC + b MSE is that mean square, and a is k ICC / (n (1 - ICC)).
     a = (subjects - error) / ((n - 1) * error + raters)
     b = 1 + (n - 1) * a
-    freedom = subjects**2 / ((a * raters) ** 2 / (k - 1) + (b * error) ** 2 / ((n - 1) * (k - 1)))
-    freedom = max(freedom, 1e-6)  # 0 where the subjects' means are equal; then both limits are the value
+    spread = (a * raters) ** 2 / (k - 1) + (b * error) ** 2 / ((n - 1) * (k - 1))
+    freedom = subjects**2 / spread if subjects > ROUNDING * (raters + error) else np.nan
     factors = np.array([1.0, f.ppf(TAIL, freedom, n - 1), f.isf(TAIL, freedom, n - 1)])
     shares = n * (subjects * factors - error) / (n * subjects * factors + rest)
     return Icc(*shares.tolist())
