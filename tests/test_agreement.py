@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, mean_absolute_percentage_error
@@ -133,6 +133,7 @@ def test_icc_of_the_four_judges():
     assert (round(result.low, 3), round(result.high, 3)) == (0.019, 0.761)
 
 
+@settings(max_examples=60, deadline=None)  # statsmodels takes long now and then
 @given(tables)
 def test_icc_is_that_of_the_mean_squares_of_statsmodels(rows):
     table = np.array(rows)
@@ -160,7 +161,7 @@ def _interval_as_printed(icc_value, n, k, msr, msc, mse):
     a = k * icc_value / (n * (1 - icc_value))
     b = 1 + k * icc_value * (n - 1) / (n * (1 - icc_value))
     v = (a * msc + b * mse) ** 2 / ((a * msc) ** 2 / (k - 1) + (b * mse) ** 2 / ((n - 1) * (k - 1)))
-    assume(v > 1e-3)  # below, 1 / F* is as good as 0, and F* cannot be computed
+    assume(v > 0.05)  # below, F* is too large a number for a float
     f_low, f_high = stats.f.isf(0.025, n - 1, v), stats.f.isf(0.025, v, n - 1)
     low = n * (msr - f_low * mse) / (f_low * (k * msc + (k * n - k - n) * mse) + n * msr)
     high = n * (f_high * msr - mse) / (k * msc + (k * n - k - n) * mse + n * f_high * msr)
