@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mitosis.annotations.midog import recognises
-from mitosis.annotations.text import read_head, read_json
+from mitosis.annotations.text import MAX_COORDINATE, read_head, read_json
 from mitosis.errors import AnnotationError
 from mitosis.lint.collection import Collection
 from mitosis.lint.finding import Finding
@@ -65,7 +65,7 @@ def _fits(content: Any) -> list[_Fit]:
     boxes = np.array([mark["bbox"] for mark in marks], dtype=np.float64).reshape(-1, 4)
     owners = [images[mark["image_id"]] for mark in marks]
     limits = np.array([[image.get(side, math.inf) for side in ("width", "height")] for image in owners], dtype=float)
-    if not len(boxes):
+    if not len(boxes) or not np.all(np.abs(boxes) <= MAX_COORDINATE):
         return []
     sizes = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     return [_fit("x1,y1,x2,y2", boxes, limits), _fit("x,y,width,height", sizes, limits)]

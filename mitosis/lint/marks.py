@@ -7,7 +7,6 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from shapely.geometry import MultiPolygon
 
 from mitosis.annotations import Annotation, Label
 from mitosis.lint.collection import Collection, SlideMarks, SlideView
@@ -27,6 +26,9 @@ _WRONG, _RIGHT = 0.5, 0.9
 
 _FIELD = 0.9
 """An image with a larger share of tissue is a field of view: marks can be anywhere on it."""
+
+_ACCIDENT = 0.01
+"""A reading is not told if marks would fit another as well with a larger chance than this."""
 
 _Pair = tuple[Place, Place]
 
@@ -76,7 +78,7 @@ def _near(marks: Sequence[Annotation], one: Label, other: Label, reach: float) -
 def _drawn_twice(marks: Sequence[Annotation]) -> list[_Pair]:
     """Outlines of one label of which one covers more than half of the other; loading makes one figure of them."""
     outlined = [mark for mark in marks if mark.outlines]
-    shapes = np.array([MultiPolygon(mark.outlines) for mark in outlined], dtype=object)
+    shapes = np.array([shapely.union_all(mark.outlines) for mark in outlined], dtype=object)
     pairs = shapely.STRtree(shapes).query(shapes, predicate="intersects").T.tolist()
     return [
         ((outlined[i].x, outlined[i].y), (outlined[j].x, outlined[j].y))
@@ -149,19 +151,23 @@ def _fits_better(view: SlideView, other: NDArray[np.bool_]) -> bool:
 
 
 def _only_off_as_read(views: Sequence[SlideView]) -> bool:
-    """Whether a good part of the marks is off the image as read, and none of them when swapped."""
+    """Whether a good part of the marks is off the image as read, and none of them when swapped, which is no accident.
+
+    Of marks that are read rightly, each would stay on the image when swapped by the ratio of its sides at best.
+    """
     n_off = sum(int((~view.as_read.inside).sum()) for view in views)
     n_swapped = sum(int((~view.swapped.inside).sum()) for view in views)
     n_marks = sum(len(view.as_read.inside) for view in views)
-    return n_swapped == 0 and n_off >= 3 and n_off >= 0.05 * n_marks
+    by_accident = math.prod((min(view.dimensions) / max(view.dimensions)) ** len(view.as_read.inside) for view in views)
+    return n_swapped == 0 and n_off >= 3 and n_off >= 0.05 * n_marks and by_accident <= _ACCIDENT
 
 
 def other_level(collection: Collection) -> Iterator[Finding]:
     """Marks that fit the slide clearly better when they are scaled: made on another level of the pyramid."""
     for slide, view in _seen(collection):
         # Of equally good factors the one nearest to 1 changes least.
-        factor = max(view.scaled, key=lambda k: (view.scaled[k].on_tissue.sum(), -abs(math.log(k))), default=1.0)
-        fits = view.scaled[factor].on_tissue if view.scaled else view.as_read.on_tissue
+        factor = max(view.scaled, key=lambda k: (view.scaled[k].on_tissue.sum(), -abs(math.log(k))))
+        fits = view.scaled[factor].on_tissue
         if _fits_better(view, fits) and fits.sum() > view.swapped.on_tissue.sum():
             message = (
                 f"Made at another level? {_share(view.as_read.on_tissue)} of the {len(fits)} marks are on tissue as "
