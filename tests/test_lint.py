@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -12,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from shapely.geometry import Point
-from test_cli import run
+from typer.testing import CliRunner
 
 from mitosis.annotations import Annotation, AnnotationSet, Label, midog
+from mitosis.cli import app
 from mitosis.cohort import find_sources
 from mitosis.errors import AnnotationError
 from mitosis.lint import CHECKS, Collection, SlideMarks, lint
@@ -71,7 +73,8 @@ def one(check, *slides):
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_check_is_silent_on_a_right_slide_and_on_none(name, tmp_path):
     right = marked(points(random_places(12, 1, 600, 400)) + points([(20, 30)], LOOK_ALIKE))
-    for slides in ((), (right,)):
+    other = marked(points(random_places(12, 2, 600, 400)), name="b")
+    for slides in ((), (right,), (right, other)):
         assert list(CHECKS[name](Collection(tmp_path, slides))) == []
 
 
@@ -208,6 +211,19 @@ def test_marks_made_on_a_smaller_level_are_told_by_the_tissue(factor):
     finding = one("other_level", marked(points([(x / factor, y / factor) for x, y in right]), RIGHT))
     assert (finding.severity, finding.slide) == ("warning", "a")
     assert f"100% when multiplied by {factor}." in finding.message
+
+
+def test_marks_made_on_a_smaller_level_of_a_slide_that_is_mostly_tissue_are_told():
+    image = field(1200, 800)
+    image[40:300, 40:460] = GLASS
+    right = [(x, y) for x, y in random_places(60, 5, 1200, 800) if x > 480 or y > 320]
+    half = [(x / 2, y / 2) for x, y in right]
+    assert found("other_level", marked(points(right), image)) == []
+    assert "multiplied by 2." in one("other_level", marked(points(half), image)).message
+    assert found("other_level", marked(points(half), field(1200, 800))) == []
+    on_glass = [(100, 100), (200, 120)]
+    assert found("other_level", marked(points([*right, *on_glass]), image)) == []
+    assert found("other_level", marked(points(half[:19]), image)) == []
 
 
 def test_marks_made_on_a_larger_image_are_told():
@@ -368,6 +384,21 @@ def test_a_single_file_of_many_slides(slides_folder, tmp_path):
     assert [(f.check, f.slide) for f in findings] == [("unlabelled", "B01")]
 
 
+def test_a_file_that_says_nothing_of_slides_given_for_several_is_an_error(slides_folder):
+    findings = run_lint(slides_folder / "A01.csv", slides_folder)
+    assert [(f.check, f.severity) for f in findings] == [("same_marks", "error")]
+    assert "same 9 marks on 3 slides: A01, A02, B01." in findings[0].message
+    assert run_lint(slides_folder / "A01.csv", slides_folder / "A01.png") == ()
+
+
+def test_a_file_of_marks_copied_to_another_slide_is_an_error_but_one_mark_alike_may_be_chance(slides_copy):
+    shutil.copy(slides_copy / "A01.csv", slides_copy / "B01.csv")
+    assert ["A01, B01." in f.message for f in run_lint(slides_copy, slides_copy)] == [True]
+    for name in ("A01.csv", "B01.csv"):
+        save_marks(slides_copy / name, [(50, 60)])
+    assert run_lint(slides_copy, slides_copy) == ()
+
+
 def test_given_pixel_sizes_are_compared_with_the_file(slides_folder):
     findings = run_lint(slides_folder, slides_folder, mpp=0.25)
     assert {f.check for f in findings} == {"pixel_size"}
@@ -448,6 +479,12 @@ def test_the_reading_told_is_the_one_taken(tmp_path_factory, boxes):
 # The command
 
 
+def run(*words):
+    """(exit code, standard output, exception) of ``mitosis``."""
+    result = CliRunner().invoke(app, list(map(str, words)))
+    return result.exit_code, result.stdout, result.exception
+
+
 def test_the_command_groups_by_slide_counts_and_ends_with_1_on_errors(slides_copy):
     code, out, _ = run("lint", slides_copy, slides_copy)
     assert (code, out) == (0, "0 errors, 0 warnings in 3 slides\n")
@@ -476,10 +513,11 @@ def test_the_command_prints_one_json_object(slides_copy):
     assert (finding["check"], finding["slide"], finding["marks"]) == ("outside", "A02", [[900.0, 900.0]])
 
 
-def test_a_folder_of_marks_that_is_not_there_is_one_sentence(slides_folder, tmp_path):
-    code, _, err = run("lint", tmp_path / "none", slides_folder)
+def test_a_folder_of_marks_that_is_not_there_is_refused(slides_folder, tmp_path):
+    code, _, error = run("lint", tmp_path / "none", slides_folder)
     assert code == 1
-    assert "no such file or folder of marks" in err
+    assert isinstance(error, AnnotationError)
+    assert "no such file or folder of marks" in str(error)
 
 
 def test_the_command_starts_without_torch(slides_folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 from mitosis.cohort import SlideSource
 from mitosis.lint.boxes import box_reading
 from mitosis.lint.collection import Collection, SlideMarks, SlideView, Standing, collect
-from mitosis.lint.files import empty, ignored, orphans, unlabelled, unreadable
+from mitosis.lint.files import empty, ignored, orphans, same_marks, unlabelled, unreadable
 from mitosis.lint.finding import Finding
 from mitosis.lint.marks import contradictions, duplicates, off_tissue, other_level, outside, swapped_axes
 from mitosis.lint.sizes import figure_size, image_size, pixel_size
@@ -24,6 +24,7 @@ CHECKS: dict[str, Check] = {
     "unreadable": unreadable,
     "unlabelled": unlabelled,
     "orphans": orphans,
+    "same_marks": same_marks,
     "empty": empty,
     "ignored": ignored,
     "image_size": image_size,

@@ -11,7 +11,7 @@ from mitosis.errors import AnnotationError
 from mitosis.lint.collection import Collection, SlideMarks, read_file
 from mitosis.lint.finding import Finding, listing
 
-__all__ = ["empty", "ignored", "orphans", "unlabelled", "unreadable"]
+__all__ = ["empty", "ignored", "orphans", "same_marks", "unlabelled", "unreadable"]
 
 _ENDINGS = (".csv", ".tsv", ".geojson", ".geojson.gz", ".json", ".json.gz")
 _PARTS = ("_not_mitosis", "_mitosis", "_mask")
@@ -98,6 +98,20 @@ def empty(collection: Collection) -> Iterator[Finding]:
             message = "Marked as free of figures: the file of marks is empty."
             advice = "Fine if somebody looked and found none; delete the file if nobody has looked yet."
             yield Finding("empty", "warning", slide.slide, message, advice)
+
+
+def same_marks(collection: Collection) -> Iterator[Finding]:
+    """Several marks at exactly the same places on two slides: a file copied, or one file read for every slide."""
+    groups: dict[tuple[tuple[float, float, Label], ...], list[str]] = {}
+    for slide in collection.slides:
+        places = tuple((mark.x, mark.y, mark.label) for mark in slide.annotations)
+        if len(places) >= 2:
+            groups.setdefault(places, []).append(slide.slide)
+    for places, slides in groups.items():
+        if len(slides) >= 2:
+            message = f"Exactly the same {len(places)} marks on {len(slides)} slides: {listing(slides)}."
+            advice = "Give each slide its own file of marks, or add a column slide to a file of many slides."
+            yield Finding("same_marks", "error", "", message, advice)
 
 
 def ignored(collection: Collection) -> Iterator[Finding]:

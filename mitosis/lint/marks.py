@@ -168,13 +168,23 @@ def other_level(collection: Collection) -> Iterator[Finding]:
         # Of equally good factors the one nearest to 1 changes least.
         factor = max(view.scaled, key=lambda k: (view.scaled[k].on_tissue.sum(), -abs(math.log(k))))
         fits = view.scaled[factor].on_tissue
-        if _fits_better(view, fits) and fits.sum() > view.swapped.on_tissue.sum():
+        better = _fits_better(view, fits) or (factor > 1 and _fits_alone(view, fits))
+        if better and fits.sum() > view.swapped.on_tissue.sum():
             message = (
                 f"Made at another level? {_share(view.as_read.on_tissue)} of the {len(fits)} marks are on tissue as "
                 f"they are, but {_share(fits)} when multiplied by {factor:g}."
             )
             yield Finding("other_level", "warning", slide.slide, message, _scaling(factor))
     yield from _all_in_one_corner(collection)
+
+
+def _fits_alone(view: SlideView, enlarged: NDArray[np.bool_]) -> bool:
+    """Whether many marks all stay on tissue when spread over a larger part of the slide, and some are off as read.
+
+    On a slide that is mostly tissue most marks are on some as read, too.
+    """
+    n_off = int((~view.as_read.on_tissue).sum())
+    return len(enlarged) >= _FEW_OF_ALL and bool(enlarged.all()) and n_off >= max(2, 0.05 * len(enlarged))
 
 
 def _all_in_one_corner(collection: Collection) -> Iterator[Finding]:
