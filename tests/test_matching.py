@@ -116,4 +116,4 @@ def test_refuses_a_negative_radius():
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_protocol_finds_a_perfect_match(name):
-    assert PROTOCOLS[name]([(0, 0), (50, 0)], [(50, 1), (0, 1)], 7.5).result == MatchResult(tp=2)
+    assert PROTOCOLS[name].score([(0, 0), (50, 0)], [(50, 1), (0, 1)], [0.9, 0.8]) == MatchResult(tp=2)
