@@ -1,36 +1,43 @@
 """Matching: one to one, as many pairs as possible, then the shortest; in any order of the points."""
 
-import itertools
 import math
+from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from mitosis.matching import PROTOCOLS, MatchResult, gains, match
+from mitosis.matching import MatchResult, gains, match, optimal
+from mitosis.matching.neighbours import edges_within, is_near
 
-points = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=6)
+points = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=7)
 radii = st.sampled_from([0.0, 1.0, 2.5, 5.0, 7.5])
 
 
 def brute_force(truth, found, radius):
     """(number of pairs, least total distance) over every one-to-one matching."""
-    best = (0, 0.0)
-    short, long = sorted([truth, found], key=len)
-    padded = [*long, *[None] * len(short)]
-    for choice in itertools.permutations(range(len(padded)), len(short)) if short else ():
-        distances = [math.dist(a, padded[i]) for a, i in zip(short, choice, strict=True) if padded[i]]
-        if all(d <= radius for d in distances):
-            best = min(best, (-len(distances), sum(distances)))
-    return -best[0], best[1]
+
+    @cache
+    def best(i, used):
+        if i == len(truth):
+            return (0, 0.0)
+        options = [best(i + 1, used)]
+        for j, other in enumerate(found):
+            distance = math.dist(truth[i], other)
+            if not used >> j & 1 and distance <= radius:
+                pairs, total = best(i + 1, used | 1 << j)
+                options.append((pairs - 1, total + distance))
+        return min(options)
+
+    pairs, total = best(0, 0)
+    return -pairs, total
 
 
-@settings(max_examples=60)
 @given(points, points, radii)
 def test_equals_brute_force(truth, found, radius):
-    matching = match(truth[:4], found, radius)
-    n_pairs, total = brute_force(truth[:4], found, radius)
+    matching = match(truth, found, radius)
+    n_pairs, total = brute_force(truth, found, radius)
     assert len(matching.pairs) == n_pairs
     assert matching.distances.sum() == pytest.approx(total)
 
@@ -114,6 +121,27 @@ def test_refuses_a_negative_radius():
         match([(0, 0)], [(0, 0)], -1)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_every_protocol_finds_a_perfect_match(name):
-    assert PROTOCOLS[name].score([(0, 0), (50, 0)], [(50, 1), (0, 1)], [0.9, 0.8]) == MatchResult(tp=2)
+def test_a_crowd_solved_as_a_list_of_edges_is_matched_as_well(monkeypatch):
+    monkeypatch.setattr(optimal, "DENSE_CELLS", 0)
+    test_equals_brute_force()
+    test_a_thousand_figures_in_one_crowd_are_matched()
+
+
+def test_localisation_is_of_the_pairs():
+    assert match([(0, 0), (50, 0)], [(1, 0), (50, 3), (99, 0)], 7.5).localisation == (2.0, 1.0)
+    assert match([(0, 0)], [(99, 0)], 7.5).localisation == (0.0, 0.0)
+
+
+@given(points, points, radii)
+def test_neighbours_are_all_within_the_radius(truth, found, radius):
+    """Identical points too, whose distance of 0 a sparse matrix may drop."""
+    a, b = np.reshape(truth, (-1, 2)).astype(float), np.reshape(found, (-1, 2)).astype(float)
+    expected = [(i, j) for i, p in enumerate(a) for j, q in enumerate(b) if math.dist(p, q) <= radius]
+    edges, distances = edges_within(a, b, radius)
+    assert [tuple(edge) for edge in edges.tolist()] == expected
+    assert distances == pytest.approx([math.dist(a[i], b[j]) for i, j in expected])
+    assert np.flatnonzero(is_near(a, b, radius)).tolist() == sorted({i for i, _ in expected})
+
+
+def test_a_radius_without_end_reaches_everything():
+    assert match([(0, 0), (1e6, 0)], [(5, 5), (9e6, 0)], math.inf).result == MatchResult(tp=2)

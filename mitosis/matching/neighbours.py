@@ -83,7 +83,7 @@ def is_near(points: FloatArray, others: FloatArray, radius: float) -> NDArray[np
 
 def _beyond(radius: float) -> float:
     """A bound that a tree, which wants distances below it, does not exclude the radius with."""
-    return max(radius * SLACK, np.nextafter(radius, np.inf), 1e-150)  # the square of less is 0
+    return max(radius * SLACK, 1e-150)  # the square of less is 0, and nothing lies below it
 
 
 def _distance(a: FloatArray, b: FloatArray) -> FloatArray:
