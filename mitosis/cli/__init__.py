@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from mitosis.cli.check_splits import check_splits
 from mitosis.cli.count import count
 from mitosis.cli.evaluate import evaluate
 from mitosis.cli.extract import extract
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (info, lint, extract, train, mine, count, evaluate):
+for verb in (info, lint, extract, check_splits, train, mine, count, evaluate):
     app.command()(verb)
 
 
