@@ -10,7 +10,7 @@ from pathlib import Path
 from mitosis.errors import AnnotationError, ConfigError, SlideError, SlideNotFoundError
 from mitosis.slides import is_slide
 
-__all__ = ["SlideSource", "find_sources", "read_manifest"]
+__all__ = ["SlideSource", "case_of", "find_sources", "read_manifest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,32 @@ def find_sources(
         The pattern is no regular expression, or a slide's name does not match it.
     """
     files = [file for path in paths for file in _slides_at(path)]
-    pattern = _compiled(case_pattern)
     _check_marks(annotations)
     sources = [
-        SlideSource(file, file.stem, _case(file.stem, pattern), domain, mpp, annotations)
+        SlideSource(file, file.stem, case_of(file.stem, case_pattern), domain, mpp, annotations)
         for file in sorted(files, key=lambda file: file.stem)
     ]
     _check_names(sources)
     return sources
+
+
+def case_of(slide_id: str, case_pattern: str | None) -> str:
+    """The case of a slide: what the pattern finds in its name (its first group, if it has one), or the name itself.
+
+    Raises
+    ------
+    ConfigError
+        The pattern is no regular expression, or the slide's name does not match it.
+    """
+    if case_pattern is None:
+        return slide_id
+    try:
+        found = re.search(case_pattern, slide_id)
+    except re.error as error:
+        raise ConfigError(f"--case-pattern {case_pattern}: not a regular expression ({error})") from error
+    if not found:
+        raise ConfigError(f"--case-pattern {case_pattern}: finds nothing in the slide name {slide_id!r}")
+    return found[1] if found.re.groups else found[0]
 
 
 def read_manifest(path: Path) -> list[SlideSource]:
@@ -128,22 +146,6 @@ def _slides_at(path: Path) -> list[Path]:
     if not files:
         raise SlideNotFoundError(f"{path}: no slide in this folder. Name the slides, or the folder that holds them.")
     return files
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return re.compile(pattern) if pattern else None
-    except re.error as error:
-        raise ConfigError(f"--case-pattern {pattern}: not a regular expression ({error})") from error
-
-
-def _case(slide_id: str, pattern: re.Pattern[str] | None) -> str:
-    if pattern is None:
-        return slide_id
-    found = pattern.search(slide_id)
-    if not found:
-        raise ConfigError(f"--case-pattern {pattern.pattern}: finds nothing in the slide name {slide_id!r}")
-    return found[1] if pattern.groups else found[0]
 
 
 def _check_marks(annotations: Path | None) -> None:

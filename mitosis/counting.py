@@ -107,6 +107,8 @@ class CountReport:
         The case, and the scanner, laboratory or tumour; may be empty.
     seen_in_training : bool
         The model learned from this case or this very file, so its count here says nothing about new slides.
+    training_cases : tuple of str
+        What the model learned from.
     model_sha256, source_sha256 : str
         Of the weights and of the slide file; may be empty.
     bad_tiles : tuple of BadTile
@@ -130,6 +132,7 @@ class CountReport:
     case_id: str = ""
     domain: str = ""
     seen_in_training: bool = False
+    training_cases: tuple[str, ...] = ()
     model_sha256: str = ""
     source_sha256: str = ""
     bad_tiles: tuple[BadTile, ...] = ()
@@ -161,8 +164,6 @@ def mitotic_count(
         All candidates, merged.
     tissue : TissueMask
         As found; what `bad_tiles` cover is taken away here.
-    slide : str
-        Name.
     threshold : float
         Least score that counts.
     mpp : float

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from mitosis.errors import OutputError
 
-__all__ = ["atomic_write", "dump_json", "make_folder", "sha256", "write_json", "write_text"]
+__all__ = ["atomic_write", "dump_json", "make_folder", "safe_cell", "sha256", "write_json", "write_text"]
 
 
 @contextmanager
@@ -93,3 +93,8 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
             if progress:
                 progress(len(block))
     return digest.hexdigest()
+
+
+def safe_cell(text: str) -> str:
+    """Programs run a cell that begins like a formula; an apostrophe in front makes it text again."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text

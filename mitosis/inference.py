@@ -122,6 +122,7 @@ def _count_source(
                 case_id=source.case_id,
                 domain=source.domain,
                 seen_in_training=model.card.has_seen(source.case_id, digest),
+                training_cases=tuple(model.card.training.get("cases", ())),
             )
             write_report(out / name, slide, report, counted.candidates, counted.tissue)
     except SlideError as error:

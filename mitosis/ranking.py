@@ -140,6 +140,11 @@ class RankedCandidates:
     n_figures: FloatArray
     area_mm2: FloatArray
 
+    @property
+    def score(self) -> FloatArray:
+        """Scores, falling, float64 [M]."""
+        return self.step / SCORE_STEPS
+
     @classmethod
     def of(cls, slides: Iterable[SlideScores], radius_um: float = MATCH_RADIUS_UM) -> "RankedCandidates":
         """Match the candidates of each slide, best first."""

@@ -15,7 +15,7 @@ from mitosis.annotations import Label, load_annotations
 from mitosis.counting import CountReport, Hotspot
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError
-from mitosis.files import make_folder, write_json, write_text
+from mitosis.files import make_folder, safe_cell, write_json, write_text
 from mitosis.overlay import draw_overlay
 from mitosis.ranking import SlideScores
 from mitosis.slides import Slide
@@ -54,7 +54,7 @@ SUMMARY_COLUMNS = (
 NOTE = "Research use only; not a medical device."
 CANDIDATE = "candidate"
 RING_UM = 6.0
-HOTSPOT_KEYS = ("x0", "y0", "x1", "y1", "window_mm2")
+HOTSPOT_KEYS = ("x0", "y0", "x1", "y1")
 COLOURS = {"detection": [200, 0, 0], "hotspot": [0, 60, 200]}
 
 
@@ -124,16 +124,19 @@ class ScoredSlide(NamedTuple):
     n_outside : int
         Marks that lie outside the slide and are left out.
     seen_in_training : bool
-        Whether the model learned from it.
+        Whether the model learned from this case or file.
+    training_cases : tuple of str
+        What the model learned from.
     dimensions : (width, height), level-0 px
-    hotspot : (x0, y0, x1, y1, mm²) or None
-        The window of the count, level-0 px, and its area.
+    hotspot : (x0, y0, x1, y1) or None
+        The window of the count, level-0 px.
     """
 
     scores: SlideScores
     threshold: float
     n_outside: int
     seen_in_training: bool
+    training_cases: tuple[str, ...]
     dimensions: tuple[int, int]
     hotspot: tuple[float, ...] | None
 
@@ -170,8 +173,8 @@ def read_scores(folder: Path, annotations: Path) -> ScoredSlide:
     )
     candidates = read_detections(folder / "detections.csv")
     scores = SlideScores(slide, mpp, figures, candidates, look_alikes, **known, area_mm2=area)
-    seen = bool(count.get("seen_in_training"))
-    return ScoredSlide(scores, threshold, loaded.n_outside, seen, (width, height), hotspot)
+    seen, training_cases = bool(count.get("seen_in_training")), tuple(count.get("training_cases", ()))
+    return ScoredSlide(scores, threshold, loaded.n_outside, seen, training_cases, (width, height), hotspot)
 
 
 def write_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -208,12 +211,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4f}"
-    return str(value) if isinstance(value, int) else _safe(str(value))
-
-
-def _safe(text: str) -> str:
-    """Programs run a cell that begins like a formula; an apostrophe in front makes it text again."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
+    return str(value) if isinstance(value, int) else safe_cell(str(value))
 
 
 def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -226,7 +224,7 @@ def _table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 def _detection_table(report: CountReport, candidates: Detections) -> str:
     lines = []
-    name = _safe(report.slide)
+    name = safe_cell(report.slide)
     for number, ((x, y), score, area) in enumerate(
         zip(candidates.xy.tolist(), candidates.score.tolist(), candidates.area_um2.tolist(), strict=True), start=1
     ):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mitosis.matching import PROTOCOLS
 from mitosis.slides import open_slide
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
@@ -48,6 +49,17 @@ def test_load_gives_rates_and_the_share_of_waiting(
     assert light["baseline"] == heavy["baseline"] > light["value"] > 0
     assert heavy["ratio"] == pytest.approx(heavy["value"] / heavy["baseline"])
     assert 0 < waiting["value"] < 100
+
+
+def test_evaluate_times_every_protocol_and_the_curve(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script["main"](["evaluate", "--json", "--detections", "2000"])
+    *times, memory = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert {figure["name"].split(",")[0] for figure in times} == {*PROTOCOLS, "every threshold"}
+    assert all(figure["unit"] == "CPU s" and figure["value"] > 0 for figure in times)
+    assert memory["unit"] == "MB"
+    assert memory["baseline"] == pytest.approx((200 * 2 + 2000 * 3) * 8 / 1e6)
 
 
 def test_without_json_it_prints_a_table(

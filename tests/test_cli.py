@@ -16,8 +16,9 @@ from PIL import Image
 from mitosis.cli import main
 from mitosis.patches import PatchIndex
 
-VERBS = ("info", "mine", "extract", "train", "count", "evaluate")
+VERBS = ("info", "lint", "mine", "extract", "train", "count", "evaluate")
 SMALL = ("--set", "extract.size=64", "--set", "extract.jitter=12", "--workers", "1")
+SEEN = ("--allow-seen", "A01,A02")
 TILES = ("--set", "count.tile_size=128", "--set", "count.hotspot_mm2=0.005")
 QUICK = ["network.width=4", "network.depth=1", "train.crop=32", "train.batch_size=8", "train.warmup_steps=4"]
 QUICK += ["train.steps=40", "train.validate_every=20", "train.learning_rate=0.03", "train.ema_decay=0.9"]
@@ -70,7 +71,7 @@ def walked(slides_folder, tmp_path_factory):
         ),
         "train": run("train", patches, "--out", model, "--val-cases", "B", *LEARN),
         "count": run("count", slides_folder, "--model", model, "--out", results, *TILES),
-        "evaluate": run("evaluate", results, slides_folder, "--json"),
+        "evaluate": run("evaluate", results, slides_folder, "--json", *SEEN, "--out", folder / "evaluation"),
     }
     return folder, said
 
@@ -125,21 +126,32 @@ def test_evaluate_gives_the_same_numbers_as_json_and_as_a_table(walked, slides_f
     folder, said = walked
     result = json.loads(said["evaluate"][1])
     pooled = result["pooled"]
-    assert [row["slide"] for row in result["slides"]] == ["A01", "A02", "B01"]
+    assert [row["name"] for row in result["slides"]] == ["A01", "A02", "B01"]
     assert pooled["tp"] + pooled["fn"] == 18
     assert pooled["f1"] >= 0.8
     assert sum(row["tp"] for row in result["slides"]) == pooled["tp"]
-    code, out, err = run("evaluate", folder / "results", slides_folder)
+    code, out, err = run("evaluate", folder / "results", slides_folder, *SEEN, "--out", folder / "evaluation")
     assert (code, err) == (0, "")
-    last_row = next(line for line in out.splitlines() if line.startswith("pooled")).split()
-    assert last_row == ["pooled", *(str(pooled[name]) for name in ("tp", "fp", "fn"))] + [
+    last_row = next(line for line in out.splitlines() if line.startswith("all")).split()[:7]
+    assert last_row == ["all", *(str(pooled[name]) for name in ("tp", "fp", "fn"))] + [
         f"{pooled[name]:.3f}" for name in ("precision", "recall", "f1")
     ]
 
 
+def test_evaluate_refuses_what_the_model_learned_from(walked, slides_folder, tmp_path):
+    """Counted without --case-pattern, so the cases have other names than in training; the files are the same."""
+    folder, _ = walked
+    sentence = expect_error("evaluate", folder / "results", slides_folder, "--out", tmp_path)
+    assert sentence.startswith("The model learned from A01, A02, so")
+    assert files_in(tmp_path) == []
+    sentence = expect_error("evaluate", folder / "results", slides_folder, "--case-pattern", "^[AB]", "--out", tmp_path)
+    assert sentence.startswith("The model learned from A, so")
+
+
 def test_a_higher_threshold_is_used_in_count_and_in_evaluate(walked, slides_folder, tmp_path):
     folder, _ = walked
-    code, out, _ = run("evaluate", folder / "results", slides_folder, "--threshold", 1, "--json")
+    words = ("evaluate", folder / "results", slides_folder, "--threshold", 1, "--json", *SEEN)
+    code, out, _ = run(*words, "--out", tmp_path / "evaluation")
     assert (code, json.loads(out)["pooled"]["tp"]) == (0, 0)
     options = ("--model", folder / "run", "--out", tmp_path / "results", "--threshold", 1, *TILES)
     code, out, _ = run("count", slides_folder / "A01.png", *options)
@@ -279,7 +291,7 @@ def test_help_loads_nothing_heavy_and_what_needs_no_network_does_without_torch(w
     calls = [[verb, "--help"] for verb in VERBS] + [
         ["info", str(slides_folder / "A01.png")],
         ["extract", str(slides_folder / "A01.png"), "--out", str(tmp_path / "out"), "--workers", "1"],
-        ["evaluate", str(folder / "results"), str(slides_folder)],
+        ["evaluate", str(folder / "results"), str(slides_folder), *SEEN, "--out", str(tmp_path / "evaluation")],
         ["train", str(folder / "patches"), "--out", str(tmp_path / "plan"), "--dry-run"],
     ]
     child = subprocess.run(
@@ -292,6 +304,7 @@ def test_help_loads_nothing_heavy_and_what_needs_no_network_does_without_torch(w
     assert all("torch" not in names and "albumentations" not in names for names in found)
     assert (tmp_path / "out" / "index.csv").exists()
     assert (tmp_path / "plan" / "dry_run.json").exists()
+    assert (tmp_path / "evaluation" / "evaluation.html").exists()
 
 
 def test_python_m_mitosis_is_the_command(tmp_path):
@@ -532,9 +545,7 @@ def test_marks_that_cannot_be_used_are_warned_of(slides, model_folder, tmp_path)
         "Warning: 1 marks of other classes were left out.",
     ]
     assert run("count", slides, "--model", model_folder, "--out", tmp_path / "results", *TILES)[0] == 0
-    code, out, err = run("evaluate", tmp_path / "results", slides, "--json")
+    code, out, err = run("evaluate", tmp_path / "results", slides, "--json", "--allow-seen", "A01")
     assert (code, err) == (0, "Warning: A01: 1 marks lie outside the slide and are left out.\n")
-    assert json.loads(out)["pooled"] == {
-        **{"tp": 6, "fp": 0, "fn": 0, "fp_on_look_alikes": 0},
-        **{"precision": 1.0, "recall": 1.0, "f1": 1.0},
-    }
+    pooled = json.loads(out)["pooled"]
+    assert [pooled[name] for name in ("tp", "fp", "fn", "fp_on_look_alikes")] == [6, 0, 0, 0]

@@ -585,6 +585,7 @@ def test_the_verb_takes_a_threshold(words, tmp_path):
         ("--rounds", 1, "--review", "r.json"),
         ("--val-cases", "B"),
         ("--leave-out", "B"),
+        ("--fine-tune",),
         ("--rounds", 0),
         ("--max-per-slide", 0),
     ],
@@ -653,6 +654,18 @@ def test_two_rounds_mine_and_train_in_turn_on_all_that_was_mined(words, base, tm
     lines = [line for line in out.splitlines() if line]
     assert [line.split(":")[0] for line in lines if line.startswith("round-")] == ["round-1", "round-2"]
     assert lines[-1] == str(second / "model")
+
+
+@pytest.mark.usefixtures("by_round")
+def test_rounds_can_begin_with_the_weights_of_the_last(words, model, tmp_path):
+    start = load_model(model)[1]
+    network = start.network.model_dump(mode="json")
+    same = [word for key, value in network.items() for word in ("--set", f"network.{key}={value}")]
+    code, _, err = cli(*words, "--out", tmp_path / "out", *ROUNDS, *same, "--fine-tune")
+    assert code == 0, err
+    cards = [load_model(tmp_path / "out" / f"round-{number}" / "model")[1] for number in (1, 2)]
+    assert cards[0].training["start_sha256"] == start.weights_sha256
+    assert cards[1].training["start_sha256"] == cards[0].weights_sha256
 
 
 def test_rounds_go_on_where_they_were_stopped(words, by_round, tmp_path, monkeypatch):

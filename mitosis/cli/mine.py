@@ -46,6 +46,10 @@ def mine(
     leave_out: Annotated[
         str, typer.Option("--leave-out", help="With --rounds: as in mitosis train.", show_default=False)
     ] = "",
+    fine_tune: Annotated[
+        bool,
+        typer.Option("--fine-tune", help="With --rounds: each begins with the weights of the last, not random ones."),
+    ] = False,
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
     domain: Domain = "",
@@ -61,8 +65,8 @@ def mine(
     """
     if rounds is not None and (patches is None or review is not None):
         raise typer.BadParameter("--rounds needs --patches and goes without --review")
-    if rounds is None and (val_cases is not None or leave_out):
-        raise typer.BadParameter("--val-cases and --leave-out go with --rounds")
+    if rounds is None and (val_cases is not None or leave_out or fine_tune):
+        raise typer.BadParameter("--val-cases, --leave-out and --fine-tune go with --rounds")
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
 
@@ -75,7 +79,7 @@ def mine(
     if rounds is None or patches is None:
         mine_into(out, model, [])
     else:
-        _mine_and_train(mine_into, _chooser(val_cases, leave_out), model, patches, out, chosen, rounds)
+        _mine_and_train(mine_into, _chooser(val_cases, leave_out), model, patches, out, chosen, rounds, fine_tune)
 
 
 def _mine_into(
@@ -157,6 +161,7 @@ def _mine_and_train(
     out: Path,
     config: "Config",
     rounds: int,
+    fine_tune: bool,
 ) -> None:
     """Round after round; what an earlier run finished is found finished by mining and training themselves."""
     from mitosis.errors import PatchIndexError
@@ -173,12 +178,12 @@ def _mine_and_train(
             break
         mined.append(folder / "patches")
         index = choose(PatchIndex.join([base, *(PatchIndex.read(path) for path in mined)]))
+        _train(index, folder / "model", config, folder.name, model if fine_tune else None)
         model = folder / "model"
-        _train(index, model, config, folder.name)
     typer.echo(str(model))
 
 
-def _train(index: "PatchIndex", out: Path, config: "Config", name: str) -> None:
+def _train(index: "PatchIndex", out: Path, config: "Config", name: str, start: Path | None) -> None:
     from rich.progress import Progress
 
     from mitosis.training import train
@@ -186,5 +191,12 @@ def _train(index: "PatchIndex", out: Path, config: "Config", name: str) -> None:
     with Progress(transient=True) as progress:
         task = progress.add_task("training", total=config.train.steps)
         resume = (out / "settings.yaml").exists()
-        card = train(index, out, config, resume=resume, on_step=lambda step, _: progress.update(task, completed=step))
+        card = train(
+            index,
+            out,
+            config,
+            resume=resume,
+            start=start,
+            on_step=lambda step, _: progress.update(task, completed=step),
+        )
     typer.echo(f"{name}: F1 {card.validation['f1']:.3f}, threshold {card.threshold:.4f}.")
