@@ -195,6 +195,15 @@ def test_slides_are_put_together_from_their_tiles(tmp_path):
     np.testing.assert_allclose(whole.image, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("filler", [0, 255])
+def test_filler_in_place_of_tissue_is_not_what_two_slides_have_in_common(tmp_path, filler):
+    images = {name: stained(seed, 256) for seed, name in enumerate("ab", start=5)}
+    images["a"][:80], images["b"][:, -90:] = filler, filler
+    parts = [part for slide in read_records(PatchIndex.read(patches(tmp_path, images))) for part in slide]
+    assert [np.isnan(part.image).mean().round(1) for part in parts] == [0.3, 0.4]
+    assert find_near_duplicates(parts) == []
+
+
 def test_the_verb_says_which_slides_and_exits_with_1_if_they_cross_the_split(tmp_path):
     field = stained(2, 340)
     folder = patches(tmp_path, {"a": field[:256, :256], "b": field[64:320, 20:276], "c": stained(3, 256)})

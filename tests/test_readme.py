@@ -28,7 +28,16 @@ def test_every_verb_and_the_python_run_one_after_the_other(tmp_path: Path) -> No
     draw = SNIPPETS[0].split("model = ")[0]
     _run([sys.executable, "-c", draw], tmp_path)
     verbs = [shlex.split(command) for command in COMMANDS[2:]]
-    assert {words[1] for words in verbs} == {"info", "lint", "extract", "train", "mine", "count", "evaluate"}
+    assert {words[1] for words in verbs} == {
+        "info",
+        "lint",
+        "extract",
+        "check-splits",
+        "train",
+        "mine",
+        "count",
+        "evaluate",
+    }
     for words in verbs:
         assert words[0] == "mitosis"
         quick = [word for setting in QUICK.get(words[1], "").split() for word in ("--set", setting)]
