@@ -14,6 +14,7 @@ __all__ = ["Config", "CountConfig", "ExtractConfig", "NetworkConfig", "TrainConf
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+HalfWidth = Annotated[float, Field(ge=0, le=0.5)]
 Count = Annotated[int, Field(ge=1)]
 Mpp = Annotated[float, Field(ge=0.05, le=4)]
 
@@ -73,6 +74,16 @@ class TrainConfig(_Section):
     """Strength of augmentation of all other patches."""
     augment_per_repeat: Fraction = 0.1
     """How much the strength rises with each further time an epoch shows a patch, up to 1."""
+    resolution_jitter: HalfWidth = 0.0
+    """A crop is resampled as if scanned at the patch's µm/px times 1 ± this: 0.2 makes 0.20 to 0.30 of 0.25."""
+    fourier_share: Fraction = 0.0
+    """Share of the patches whose slow amplitudes are mixed with those of a patch of another domain (else case)."""
+    fourier_beta: HalfWidth = 0.01
+    """Amplitudes are mixed up to this many periods a px, times the crop; more brings more of the donor's texture."""
+    colour_jitter: HalfWidth = 0.0
+    """Gain and gamma of red, green and blue, each by itself, are 1 ± this."""
+    scanner_jitter: Fraction = 0.0
+    """Strength of a scanner's traces, on half of the patches each: blur, noise, sharpening, JPEG."""
     paste_share: Fraction = 0.0
     """Share of the patches without a figure into which one from another patch is pasted."""
     smote_share: Fraction = 0.0

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mitosis.augment import augment
 from mitosis.config import NetworkConfig, TrainConfig
+from mitosis.domains import Donors, mix_amplitudes, resample, rescan, vary_colours, window_side
 from mitosis.masks import MITOTIC_FIGURE, NON_MITOTIC_FIGURE
 from mitosis.minority import FigureBank, interpolate, paste
-from mitosis.patches import MITOTIC, PatchIndex
+from mitosis.patches import MITOTIC, Patch, PatchIndex
 from mitosis.sampling import Draw
 
 __all__ = ["Item", "PatchDataset", "load_batches"]
@@ -22,6 +24,8 @@ __all__ = ["Item", "PatchDataset", "load_batches"]
 # A figure or look-alike chosen for a crop lies at least this far inside it where the patch allows, px.
 _FIGURE_MARGIN = 16
 
+# Each setting draws from a stream of its own: one that is switched on leaves the draws of the others as they are.
+_RESOLUTION, _FOURIER, _COLOUR, _SCANNER = range(1, 5)
 
 PASTED, INTERPOLATED = "pasted", "interpolated"
 
@@ -44,6 +48,8 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, index: PatchIndex, config: TrainConfig, network: NetworkConfig) -> None:
         self.index, self.config, self.network = index, config, network
         self.bank = FigureBank.of(index) if config.paste_share or config.smote_share else None
+        patches = index.patches
+        self.donors = Donors(tuple(patch.domain for patch in patches), tuple(patch.case_id for patch in patches))
 
     def __len__(self) -> int:
         return len(self.index.patches)
@@ -60,19 +66,45 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     def make(self, draw: Draw) -> Item:
         """The item as arrays, with what it is: the kind of its patch, `pasted` or `interpolated`."""
         config, patch = self.config, self.index.patches[draw.row]
-        image, mask = self.index.read_image(patch), self.index.read_mask(patch)
-        item = Item(*_crop(image, mask, config, draw), patch.kind)
         seed = _seed(config.seed, *draw)
-        if patch.kind != MITOTIC and self.bank:
-            item = self._with_figure(item, self.bank, np.random.default_rng(seed))
+        image, mask, kind = self._cut(draw, patch, seed)
         if self.network.classes == 2:
-            item.mask[item.mask == NON_MITOTIC_FIGURE] = 0
-        if self.network.normalise_stain:
-            item = item._replace(image=self.index.stain(patch).normalise(item.image))
-        has_figure = item.kind in (MITOTIC, PASTED, INTERPOLATED)
+            mask[mask == NON_MITOTIC_FIGURE] = 0
+        image = self._normalised(image, patch)
+        if config.fourier_share:
+            image = self._mixed(image, draw.row, _stream(seed, _FOURIER))
+        has_figure = kind in (MITOTIC, PASTED, INTERPOLATED)
         strength = config.augment_figure if has_figure else config.augment_others
         strength = min(1.0, strength + draw.repeat * config.augment_per_repeat)
-        return Item(*augment(item.image, item.mask, strength, seed), item.kind)
+        image, mask = augment(image, mask, strength, seed)
+        if config.colour_jitter:
+            image = vary_colours(image, config.colour_jitter, _stream(seed, _COLOUR))
+        if config.scanner_jitter:
+            image = rescan(image, config.scanner_jitter, _stream(seed, _SCANNER))
+        return Item(image, mask, kind)
+
+    def _cut(self, draw: Draw, patch: Patch, seed: int) -> Item:
+        """The crop at its µm/px, with what was pasted into it at the µm/px of its figures."""
+        config, side = self.config, self.config.crop
+        if config.resolution_jitter:
+            side = window_side(side, config.resolution_jitter, _stream(seed, _RESOLUTION))
+        image, mask = self.index.read_image(patch), self.index.read_mask(patch)
+        item = Item(*_crop(image, mask, side, config.seed, draw), patch.kind)
+        if patch.kind != MITOTIC and self.bank:
+            item = self._with_figure(item, self.bank, np.random.default_rng(seed))
+        return Item(*resample(item.image, item.mask, config.crop), item.kind)
+
+    def _normalised(self, image: NDArray[np.uint8], patch: Patch) -> NDArray[np.uint8]:
+        return self.index.stain(patch).normalise(image) if self.network.normalise_stain else image
+
+    def _mixed(self, image: NDArray[np.uint8], row: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """The crop with amplitudes of a donor, which is normalised as the crop is, as often as the settings say."""
+        if rng.random() >= self.config.fourier_share:
+            return image
+        patch, side = self.index.patches[self.donors.choose(row, rng)], self.config.crop
+        top, left = rng.integers(patch.size - side + 1, size=2).tolist()
+        window = self.index.read_image(patch)[top : top + side, left : left + side]
+        return mix_amplitudes(image, self._normalised(window, patch), rng.random(), self.config.fourier_beta)
 
     def _with_figure(self, item: Item, bank: FigureBank, rng: np.random.Generator) -> Item:
         """The item with a synthetic figure in it, as often as the settings say and where there is room."""
@@ -91,22 +123,31 @@ def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
 
 
-def _crop(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], config: TrainConfig, draw: Draw
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A square that holds a figure of the patch, or else a look-alike, if there is one.
+def _stream(seed: int, setting: int) -> np.random.Generator:
+    return np.random.default_rng([seed, setting])
 
-    All crops that an epoch takes of a patch hold the same one, each at another place as long as there are such.
+
+def _crop(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], side: int, seed: int, draw: Draw
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A square of `side` px that holds a figure of the patch, or else a look-alike, if there is one.
+
+    All crops that an epoch takes of a patch hold the same one, each at another place as long as there are such. What a
+    square has beyond a smaller patch is mirrored.
     """
-    rng = np.random.default_rng(_seed(config.seed, draw.row, draw.epoch))
+    lack = max(0, side - min(mask.shape))
+    if lack:
+        ends = (lack // 2, lack - lack // 2) * 2
+        image, mask = (np.asarray(cv2.copyMakeBorder(each, *ends, cv2.BORDER_REFLECT_101)) for each in (image, mask))
+    rng = np.random.default_rng(_seed(seed, draw.row, draw.epoch))
     marks = np.argwhere(mask == MITOTIC_FIGURE)
     if not len(marks):
         marks = np.argwhere(mask == NON_MITOTIC_FIGURE)
     anchor = marks[rng.integers(len(marks))] if len(marks) else (None, None)
-    tops, lefts = (_starts(length, config.crop, place) for length, place in zip(mask.shape, anchor, strict=True))
+    tops, lefts = (_starts(length, side, place) for length, place in zip(mask.shape, anchor, strict=True))
     order = rng.permutation(len(tops) * len(lefts))
     row, column = divmod(int(order[draw.repeat % len(order)]), len(lefts))
-    square = slice(tops[row], tops[row] + config.crop), slice(lefts[column], lefts[column] + config.crop)
+    square = slice(tops[row], tops[row] + side), slice(lefts[column], lefts[column] + side)
     return image[square], mask[square].copy()
 
 
