@@ -12,15 +12,54 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mitosis.config import NetworkConfig
+from mitosis.config import NetworkConfig, VerifierConfig
 from mitosis.errors import ModelError
 from mitosis.files import atomic_write, write_json
 from mitosis.unet import UNet
+from mitosis.verifier import Verifier
 
-__all__ = ["ModelCard", "load_model", "load_state", "save_model", "save_state"]
+__all__ = [
+    "ModelCard",
+    "VerifierCard",
+    "load_model",
+    "load_state",
+    "load_verifier",
+    "save_model",
+    "save_state",
+    "save_verifier",
+]
 
-WEIGHTS, CARD = "model.safetensors", "model.json"
+WEIGHTS, CARD, VERIFIER = "model.safetensors", "model.json", "verifier.safetensors"
 STATE, PREVIOUS_STATE = "state.pt", "state.previous.pt"
+
+
+class VerifierCard(BaseModel):
+    """What must be known of a second stage to use it, and what should be.
+
+    Attributes
+    ----------
+    weights_sha256 : str
+        Of ``verifier.safetensors``.
+    settings : VerifierConfig
+        Shape of the network, µm/px, how scores are combined, and how it learned.
+    threshold, count_threshold : float
+        As in `ModelCard`, for final scores.
+    validation : dict
+        What the thresholds were chosen on, and what the first stage alone and both together reach there.
+    training : dict
+        Cases, sha256 of the slide files, and the number of candidates of each class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights_sha256: str = ""
+    settings: VerifierConfig
+    classes: tuple[str, ...]
+    threshold: float
+    count_threshold: float
+    validation: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    versions: dict[str, str] = {}
 
 
 class ModelCard(BaseModel):
@@ -40,6 +79,8 @@ class ModelCard(BaseModel):
         The same for a count without bias: as many detections as figures.
     training : dict
         Cases, sha256 of the slide files, settings and the sha256 of the index it learned from.
+    verifier : VerifierCard or None
+        The second stage, if there is one. What it learned from is in `training` too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,20 +96,23 @@ class ModelCard(BaseModel):
     validation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    verifier: VerifierCard | None = None
     intended_use: str = "Research use only; not a medical device."
 
     def has_seen(self, case_id: str, source_sha256: str) -> bool:
         """Whether the model learned from this case, or from this very slide file under another name."""
         return case_id in self.training.get("cases", []) or source_sha256 in self.training.get("source_sha256", [])
 
-    def threshold_for(self, objective: Literal["f1", "count"]) -> float:
-        """The threshold chosen for the best F1, or for a count without bias.
+    def threshold_for(self, objective: Literal["f1", "count"], *, verified: bool = False) -> float:
+        """The threshold chosen for the best F1, or for a count without bias; with `verified` for final scores.
 
         Raises
         ------
         ModelError
             The card has no threshold for counting.
         """
+        if verified and self.verifier is not None:
+            return self.verifier.threshold if objective == "f1" else self.verifier.count_threshold
         if objective == "f1":
             return self.threshold
         if self.count_threshold is None:
@@ -99,21 +143,52 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
     """
     folder = path if path.is_dir() else path.parent
     card = _read_card(folder / CARD)
-    weights_path = folder / WEIGHTS
-    try:
-        content = weights_path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{weights_path}: no weights there. Name the folder of a finished training run.") from error
-    if hashlib.sha256(content).hexdigest() != card.weights_sha256:
-        raise ModelError(
-            f"{weights_path}: damaged, or not the weights that {CARD} describes (sha256 differs). Copy both files anew."
-        )
     network = UNet.from_config(card.network)
+    _load_weights(folder / WEIGHTS, card.weights_sha256, network)
+    return network.eval(), card
+
+
+def save_verifier(folder: Path, network: Verifier, card: VerifierCard) -> VerifierCard:
+    """Write ``verifier.safetensors`` into `folder`; gives the card with the hash of the weights.
+
+    It becomes part of the model there with a `ModelCard` that holds the card.
+    """
+    weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    content = safetensors.torch.save(weights)
+    with atomic_write(folder / VERIFIER) as stream:
+        stream.write(content)
+    return card.model_copy(update={"weights_sha256": hashlib.sha256(content).hexdigest()})
+
+
+def load_verifier(path: Path, card: ModelCard) -> Verifier | None:
+    """Read the second stage of the model at `path`, which has this card; None if it has none.
+
+    Raises
+    ------
+    ModelError
+        The file is missing or damaged, or does not belong to the card.
+    """
+    if card.verifier is None:
+        return None
+    folder = path if path.is_dir() else path.parent
+    network = Verifier.from_config(card.verifier.settings)
+    _load_weights(folder / VERIFIER, card.verifier.weights_sha256, network)
+    return network.eval()
+
+
+def _load_weights(path: Path, digest: str, network: torch.nn.Module) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: no weights there. Name the folder of a finished training run.") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ModelError(
+            f"{path}: damaged, or not the weights that {CARD} describes (sha256 differs). Copy both files anew."
+        )
     try:
         network.load_state_dict(safetensors.torch.load(content))
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{weights_path}: does not hold the network that {CARD} describes ({error}).") from error
-    return network.eval(), card
+        raise ModelError(f"{path}: does not hold the network that {CARD} describes ({error}).") from error
 
 
 def _read_card(path: Path) -> ModelCard:

@@ -109,8 +109,8 @@ class CountReport:
         The model learned from this case or this very file, so its count here says nothing about new slides.
     training_cases : tuple of str
         What the model learned from.
-    model_sha256, source_sha256 : str
-        Of the weights and of the slide file; may be empty.
+    model_sha256, verifier_sha256, source_sha256 : str
+        Of the weights, of those of the second stage where it gave the scores, and of the slide file; may be empty.
     bad_tiles : tuple of BadTile
         What could not be read.
     settings, versions : dict
@@ -134,6 +134,7 @@ class CountReport:
     seen_in_training: bool = False
     training_cases: tuple[str, ...] = ()
     model_sha256: str = ""
+    verifier_sha256: str = ""
     source_sha256: str = ""
     bad_tiles: tuple[BadTile, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitosis.checkpoints import ModelCard
+from mitosis.checkpoints import ModelCard, load_model, load_verifier
 from mitosis.cohort import SlideSource
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport, mitotic_count
@@ -26,23 +26,39 @@ from mitosis.slides import Slide, open_slide, read_at_mpp
 from mitosis.stain import StainLevels, measure_stain
 from mitosis.tissue import TissueMask, find_tissue
 from mitosis.unet import UNet
+from mitosis.verification import verify
+from mitosis.verifier import Verifier
 
 __all__ = ["Model", "SlideCount", "SlideResult", "count_slide", "count_slides", "detect"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network ready to run, with what must be known of it."""
+    """A network ready to run, with what must be known of it, and the second stage if it is to have one."""
 
     engine: Engine
     card: ModelCard
     stride: int
     margin: int
+    second: Verifier | None = None
 
     @classmethod
     def of(cls, network: UNet, card: ModelCard) -> "Model":
         """Run `network` with PyTorch on the best device."""
         return cls(torch_engine(network, choose_device()), card, network.stride, network.margin)
+
+    @classmethod
+    def load(cls, path: Path) -> "Model":
+        """Both stages of the model in a folder, to run with PyTorch on the best device.
+
+        Raises
+        ------
+        ModelError
+            A file is missing or damaged, or they do not belong together.
+        """
+        network, card = load_model(path)
+        second = load_verifier(path, card)
+        return replace(cls.of(network, card), second=second.to(choose_device()) if second else None)
 
 
 @dataclass(frozen=True)
@@ -155,7 +171,7 @@ def count_slide(
         `tile_size` does not fit the network.
     """
     tissue = find_tissue(slide)
-    found = merge(concatenate(detect(slide, tissue, model, config, on_tiles)), slide.mpp, config.merge_um)
+    found = _candidates(slide, tissue, model, config, on_tiles)
     bad_tiles = sorted(set(slide.bad_tiles), key=lambda bad: (bad.level, bad.box))
     readable = tissue.without(bad.box for bad in bad_tiles)
     unreadable = 1 - readable.area_mm2 / tissue.area_mm2 if tissue.area_mm2 else 0.0
@@ -169,16 +185,43 @@ def count_slide(
         candidates,
         tissue,
         slide=name,
-        threshold=config.threshold if config.threshold is not None else model.card.threshold_for(config.objective),
+        threshold=_threshold(model, config),
         mpp=model.card.mpp,
         hotspot_mm2=config.hotspot_mm2,
         bad_tiles=bad_tiles,
         model_sha256=model.card.weights_sha256,
+        verifier_sha256=model.card.verifier.weights_sha256 if model.card.verifier and _verifies(model, config) else "",
         source_sha256=source_sha256,
         settings=config.model_dump(mode="json"),
         versions=versions(),
     )
     return SlideCount(report, candidates, tissue)
+
+
+def _verifies(model: Model, config: CountConfig) -> bool:
+    return config.verify and model.second is not None
+
+
+def _threshold(model: Model, config: CountConfig) -> float:
+    if config.threshold is not None:
+        return config.threshold
+    return model.card.threshold_for(config.objective, verified=_verifies(model, config))
+
+
+def _candidates(
+    slide: Slide, tissue: TissueMask, model: Model, config: CountConfig, on_tiles: Callable[[int, int], None]
+) -> Detections:
+    """All candidates, merged, with their final scores."""
+    second = model.second if config.verify else None
+    if second is None or model.card.verifier is None:
+        return merge(concatenate(detect(slide, tissue, model, config, on_tiles)), slide.mpp, config.merge_um)
+    settings = model.card.verifier.settings
+    floor = settings.score_floor if config.verify_floor is None else config.verify_floor
+    low = config.model_copy(update={"score_floor": floor})
+    found = merge(concatenate(detect(slide, tissue, model, low, on_tiles)), slide.mpp, config.merge_um)
+    stain = measure_stain(slide, tissue, model.card.mpp) if model.card.network.normalise_stain and len(found) else None
+    found = verify(slide, found, second, settings, stain, views=config.views)
+    return found[found.score >= config.score_floor]
 
 
 def detect(

@@ -37,7 +37,7 @@ from mitosis.runtime import versions
 from mitosis.slides import Slide, open_slide
 from mitosis.splits import TRAIN
 
-__all__ = ["DECISIONS", "SAFE_UM", "MiningResult", "mine", "read_review"]
+__all__ = ["DECISIONS", "SAFE_UM", "MiningResult", "mine", "read_marks", "read_review"]
 
 SAFE_UM = 2 * MATCH_RADIUS_UM
 """A false positive no further than this, in µm, from any mark is not mined. Up to one radius it would count for the
@@ -123,7 +123,7 @@ def mine(
         `out` holds something else, or cannot be written.
     """
     slides, left_out = _of_training_cases(sources, model.card)
-    read = {source.slide_id: _read_marks(source, earlier) for source in slides}
+    read = {source.slide_id: read_marks(source, earlier) for source in slides}
     settings = {
         "model_sha256": model.card.weights_sha256,
         "threshold": model.card.threshold if config.count.threshold is None else config.count.threshold,
@@ -174,7 +174,7 @@ def _of_training_cases(sources: Sequence[SlideSource], card: ModelCard) -> tuple
     return chosen, [source.slide_id for source in sources if source not in chosen]
 
 
-def _read_marks(source: SlideSource, earlier: Sequence[Path]) -> tuple[Marks, dict[str, Any]]:
+def read_marks(source: SlideSource, earlier: Sequence[Path] = ()) -> tuple[Marks, dict[str, Any]]:
     """The marks of a slide together with what was mined before, and what its patches depend on."""
     if source.annotations is None:
         raise AnnotationError(f"{source.path}: no marks to tell a false positive by. Name some with --annotations.")

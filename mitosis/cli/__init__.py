@@ -12,6 +12,7 @@ from mitosis.cli.info import info
 from mitosis.cli.lint import lint
 from mitosis.cli.mine import mine
 from mitosis.cli.train import train
+from mitosis.cli.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (info, lint, extract, check_splits, train, mine, count, evaluate):
+for verb in (info, lint, extract, check_splits, train, mine, verify, count, evaluate):
     app.command()(verb)
 
 

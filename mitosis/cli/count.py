@@ -39,7 +39,6 @@ def count(
     """
     from rich.progress import Progress
 
-    from mitosis.checkpoints import load_model
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
     from mitosis.inference import Model, count_slides
@@ -48,7 +47,7 @@ def count(
     extra = tuple(f"count.{key}={value}" for key, value in given.items() if value is not None)
     chosen = load_config(config, (*(settings or ()), *extra)).count
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp)
-    loaded = Model.of(*load_model(model))
+    loaded = Model.load(model)
     with Progress(transient=True) as progress:
         task = progress.add_task("slide", total=None)
 

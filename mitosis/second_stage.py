@@ -1,0 +1,195 @@
+"""A model gets a second stage: candidates in, thresholds chosen where the second stage has not learned, model out."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mitosis.checkpoints import ModelCard, VerifierCard, load_model, save_model, save_verifier
+from mitosis.config import Config, save_config
+from mitosis.crops import CLASSES, Candidate, CandidateSet, CandidateSlide, centre
+from mitosis.detections import Detections
+from mitosis.errors import ConfigError, PatchIndexError
+from mitosis.evaluation import choose_threshold, evaluate
+from mitosis.files import make_folder
+from mitosis.ranking import DetectionCurve, SlideScores
+from mitosis.runtime import versions
+from mitosis.splits import TRAIN, VAL
+from mitosis.verification import combine_scores, score_crops, train_verifier
+from mitosis.verifier import Verifier
+
+__all__ = ["add_second_stage", "folds_of"]
+
+OnStep = Callable[[str, int, float], None]
+
+
+def add_second_stage(
+    model: Path,
+    candidates: CandidateSet,
+    out: Path,
+    config: Config,
+    *,
+    on_step: OnStep = lambda _name, _step, _loss: None,
+) -> ModelCard:
+    """Train a second stage on the candidates of a model, and write both stages to the folder `out`.
+
+    Thresholds are chosen on the slides of validation cases if there are such with figures. Otherwise by cross-fitting:
+    the training cases are dealt into folds, and each fold is scored by a second stage that learned from the others (of
+    one case its slides are dealt). The first stage knows all of these cases, so its own scores there are better than on
+    new slides, and thresholds from validation cases are to be preferred.
+
+    Parameters
+    ----------
+    model : Path
+        Folder of the first stage.
+    candidates : CandidateSet
+        What `collect_candidates` gave for it.
+    on_step : callable
+        Told (what is trained, step, loss) after each step.
+
+    Raises
+    ------
+    ConfigError
+        `out` holds a model already, or there is only one slide and nothing to choose thresholds on.
+    PatchIndexError
+        The candidates are those of another model or of other settings, or cannot be learned from.
+    ModelError
+        The model cannot be read, or training diverges.
+    AnnotationError
+        There is no figure to choose a threshold with.
+    """
+    if (out / "model.json").exists():
+        raise ConfigError(f"{out}: holds a model already. Choose another --out.")
+    network, card = load_model(model)
+    if any(candidate.model_sha256 != card.weights_sha256 for candidate in candidates.candidates):
+        raise PatchIndexError(
+            f"{candidates.folder}: holds candidates of another model than {model}. Collect them anew."
+        )
+    learned = candidates.where(lambda _, slide: slide.split == TRAIN)
+    held_out = candidates.where(lambda _, slide: slide.split == VAL)
+    if any(slide.figures for slide in held_out.slides.values()):
+        second = _train(learned, config, "second stage", on_step)
+        scores, chosen_on = _rescored(held_out, second, config), "validation cases"
+    else:
+        scores, chosen_on = _cross_fit(learned, config, on_step)
+        second = _train(learned, config, "second stage", on_step)
+    verifier = save_verifier(make_folder(out), second, _card(learned, scores, chosen_on, config))
+    training = dict(card.training)
+    sources = {slide.source_sha256 for slide in learned.slides.values()}
+    training["source_sha256"] = sorted({*training.get("source_sha256", []), *sources})
+    save_config(out / "settings.yaml", config)
+    return save_model(out, network.state_dict(), card.model_copy(update={"verifier": verifier, "training": training}))
+
+
+def _train(candidates: CandidateSet, config: Config, name: str, on_step: OnStep) -> Verifier:
+    return train_verifier(candidates, config.verifier, lambda step, loss: on_step(name, step, loss))
+
+
+def _cross_fit(
+    candidates: CandidateSet, config: Config, on_step: OnStep
+) -> tuple[list[tuple[SlideScores, SlideScores]], str]:
+    """Slides scored by second stages that did not learn from them, and what was left out each time."""
+    folds, unit = folds_of(candidates, config.verifier.folds)
+    scores = []
+    for number, fold in enumerate(folds, 1):
+        others = candidates.where(lambda name, _, fold=fold: name not in fold)  # type: ignore[misc]  # bound now
+        second = _train(others, config, f"fold {number} of {len(folds)}", on_step)
+        scores += _rescored(candidates.where(lambda name, _, fold=fold: name in fold), second, config)  # type: ignore[misc]  # bound now
+    return scores, f"left-out training {unit}"
+
+
+def folds_of(candidates: CandidateSet, n_folds: int) -> tuple[list[set[str]], str]:
+    """Names of the slides of each fold, and what was dealt: `cases`, or the `slides` of the only case.
+
+    Those with the most figures are dealt first, so that each fold has its share.
+
+    Raises
+    ------
+    ConfigError
+        There is only one slide.
+    """
+    by_case = len(candidates.cases) > 1
+    units: dict[str, list[tuple[str, CandidateSlide]]] = {}
+    for name, slide in candidates.slides.items():
+        units.setdefault(slide.case_id if by_case else name, []).append((name, slide))
+    if len(units) < 2:
+        raise ConfigError("One slide is not enough to train a second stage and choose its threshold. Add slides.")
+    order = sorted(units, key=lambda unit: (-sum(len(slide.figures) for _, slide in units[unit]), unit))
+    folds: list[set[str]] = [set() for _ in range(min(n_folds, len(units)))]
+    for number, unit in enumerate(order):
+        folds[number % len(folds)] |= {name for name, _ in units[unit]}
+    return folds, "cases" if by_case else "slides"
+
+
+def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> list[tuple[SlideScores, SlideScores]]:
+    """Each slide with the scores of the first stage, and with the final ones."""
+    by_slide: dict[str, list[Candidate]] = {name: [] for name in candidates.slides}
+    for candidate in candidates.candidates:
+        if candidate.found:
+            by_slide[candidate.slide_id].append(candidate)
+    scores = []
+    for name, found in by_slide.items():
+        slide = candidates.slides[name]
+        first = np.array([candidate.score for candidate in found])
+        final = combine_scores(_probabilities(candidates, found, second, config), first, config.verifier)
+        xy = np.array([(candidate.x, candidate.y) for candidate in found]).reshape(-1, 2)
+        floors = ((first, 0.0), (final, config.count.score_floor))
+        before, after = (
+            SlideScores(name, slide.mpp, slide.figures, _detections(xy, score, floor), case_id=slide.case_id)
+            for score, floor in floors
+        )
+        scores.append((before, after))
+    return scores
+
+
+def _probabilities(
+    candidates: CandidateSet, found: Sequence[Candidate], second: Verifier, config: Config
+) -> NDArray[np.float64]:
+    """Probability of a figure of some candidates, [N]; a few crops are in memory at once."""
+    parts = [np.empty(0)]
+    for start in range(0, len(found), 256):
+        crops = np.stack([candidates.crop(candidate) for candidate in found[start : start + 256]])
+        parts.append(score_crops(second, centre(crops, config.verifier.crop), config.count.views))
+    return np.concatenate(parts)
+
+
+def _detections(xy: NDArray[np.float64], score: NDArray[np.float64], floor: float) -> Detections:
+    keep = score >= floor
+    return Detections(xy[keep], score[keep], np.zeros(int(keep.sum())))
+
+
+def _card(
+    learned: CandidateSet, scores: Sequence[tuple[SlideScores, SlideScores]], chosen_on: str, config: Config
+) -> VerifierCard:
+    before, after = ([pair[number] for pair in scores] for number in (0, 1))
+    n = Counter(candidate.label for candidate in learned.candidates)
+    return VerifierCard(
+        settings=config.verifier,
+        classes=CLASSES,
+        threshold=choose_threshold(after),
+        count_threshold=choose_threshold(after, objective="count"),
+        validation={
+            "on": chosen_on,
+            "cases": sorted({slide.case_id for slide in after}),
+            "first_stage": _quality(before),
+            "both_stages": _quality(after),
+        },
+        training={
+            "cases": learned.cases,
+            "source_sha256": sorted({slide.source_sha256 for slide in learned.slides.values()}),
+            "n_candidates": dict(sorted(n.items())),
+        },
+        versions=versions(),
+    )
+
+
+def _quality(scores: Sequence[SlideScores]) -> dict[str, Any]:
+    """What the best threshold gives on the slides it was chosen on, and what all of them give."""
+    threshold = choose_threshold(scores)
+    result = evaluate(scores, threshold).pooled
+    numbers = {"f1": result.f1, "precision": result.precision, "recall": result.recall}
+    numbers["average_precision"] = DetectionCurve.of(scores).average_precision
+    return {"threshold": threshold, **{name: round(number, 4) for name, number in numbers.items()}}

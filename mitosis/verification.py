@@ -1,0 +1,255 @@
+"""The second stage: learn to tell candidates apart, and give each on a slide its final score."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mitosis.augment import augment
+from mitosis.config import VerifierConfig
+from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, CandidateSet, centre, read_crops
+from mitosis.detections import SCORE_STEPS, Detections
+from mitosis.engines import Engine, average_views, to_input
+from mitosis.errors import ModelError, PatchIndexError
+from mitosis.runtime import choose_device, choose_dtype
+from mitosis.slides import Slide
+from mitosis.stain import StainLevels
+from mitosis.verifier import Verifier
+
+__all__ = ["combine_scores", "draws", "score_crops", "train_verifier", "verify"]
+
+_BATCH = 64
+_WARMUP = 0.05
+
+
+def verify(
+    slide: Slide,
+    candidates: Detections,
+    network: Verifier,
+    settings: VerifierConfig,
+    stain: StainLevels | None,
+    *,
+    views: int = 1,
+    batch_size: int = _BATCH,
+) -> Detections:
+    """The candidates of a slide with the scores that the second stage gives them, sorted.
+
+    A candidate's score hangs on its place and its pixels alone, so it does not depend on tiles, batches or on the other
+    candidates. Only their crops are read: the cost is per candidate, not per mm².
+
+    Parameters
+    ----------
+    candidates : Detections
+        Of the first stage, merged.
+    stain : StainLevels or None
+        The slide's, where networks see slides brought to the usual ones.
+    views : int
+        Turned and mirrored views whose mean is taken, as in `average_views`.
+    batch_size : int
+        Crops in memory at once.
+
+    Raises
+    ------
+    SlideError
+        The slide is far coarser than the second stage needs, or cannot be read any more.
+    """
+    ordered = candidates.sorted()
+    score = [np.empty(0)]
+    for start in range(0, len(ordered), batch_size):
+        crops = read_crops(slide, ordered.xy[start : start + batch_size], settings.mpp, settings.crop, stain)
+        score.append(score_crops(network, crops, views, batch_size))
+    final = combine_scores(np.concatenate(score), ordered.score, settings)
+    return Detections(ordered.xy, final, ordered.area_um2).sorted()
+
+
+def combine_scores(
+    probability: NDArray[np.float64], first: NDArray[np.float64], settings: VerifierConfig
+) -> NDArray[np.float64]:
+    """Final scores [N], whole multiples of 1e-4 from 1e-4 to 1, of the two stages' [N] each."""
+    # Rounded before the root too, which would make more of the last bits of a small probability than of a large one.
+    steps = np.maximum(np.rint(probability * SCORE_STEPS), 1)
+    if settings.combine == "geometric":
+        steps = np.maximum(np.rint(np.sqrt(steps * SCORE_STEPS * first)), 1)
+    score: NDArray[np.float64] = steps / SCORE_STEPS
+    return score
+
+
+def score_crops(
+    network: Verifier, crops: NDArray[np.uint8], views: int = 1, batch_size: int = _BATCH
+) -> NDArray[np.float64]:
+    """Probability that a mitotic figure lies in the middle of each crop.
+
+    Parameters
+    ----------
+    crops : uint8 [N, side, side, 3]
+        At the network's µm/px; larger ones are cut to their middle by the caller.
+
+    Returns
+    -------
+    float64 [N]
+    """
+    engine = average_views(_engine(network), views)
+    parts = [engine(crops[start : start + batch_size])[:, 0, 0] for start in range(0, len(crops), batch_size)]
+    return np.concatenate([np.empty(0), *parts])
+
+
+def _engine(network: Verifier) -> Engine:
+    """Run the network in float32 as if it gave a map of one pixel, so that views are averaged as those of tiles are."""
+    device = next(network.parameters()).device
+    network.eval()
+
+    @torch.inference_mode()
+    def run(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits = network(to_input(torch.from_numpy(np.ascontiguousarray(crops)).to(device)))
+        probability: NDArray[np.float32] = logits.softmax(dim=1)[:, CLASSES.index(FIGURE)].cpu().numpy()
+        return np.broadcast_to(probability[:, None, None], crops.shape[:3])
+
+    return run
+
+
+def train_verifier(
+    candidates: CandidateSet,
+    settings: VerifierConfig,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> Verifier:
+    """Train a classifier on candidates; gives the moving average of its weights.
+
+    Parameters
+    ----------
+    on_step : callable
+        Told (step, loss) after each step.
+
+    Raises
+    ------
+    PatchIndexError
+        There is no figure among the candidates, or nothing else.
+    ModelError
+        Loss or gradients stay non-finite.
+    """
+    batches = _batches(candidates, settings)
+    device = choose_device()
+    torch.manual_seed(settings.seed)
+    network = Verifier.from_config(settings).to(device)
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    skipped = 0
+    for step, (images, labels) in enumerate(batches, 1):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, settings)
+        loss = _step(network, optimizer, images.to(device), labels.to(device), settings)
+        skipped = 0 if math.isfinite(loss) else skipped + 1
+        if skipped == 10:
+            raise ModelError(
+                f"Second stage: loss or gradient was not finite in ten steps in a row, the last being step {step}. "
+                "Train it anew with a lower verifier.learning_rate."
+            )
+        if not skipped:
+            _update(average, network, min(settings.ema_decay, step / (step + 10)))
+        on_step(step, loss)
+    return average.eval()
+
+
+def _step(
+    network: Verifier, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, settings: VerifierConfig
+) -> float:
+    """One step; gives its loss, NaN if it was left out."""
+    dtype = choose_dtype(settings.precision, images.device)
+    network.train()
+    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        logits = network(to_input(images))
+    loss = functional.cross_entropy(logits.float(), labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # untyped library
+    norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm=5.0)
+    value = float(loss.detach())
+    if not (math.isfinite(value) and bool(norm.isfinite())):
+        return float("nan")
+    optimizer.step()
+    return value
+
+
+@torch.no_grad()
+def _update(average: nn.Module, network: nn.Module, decay: float) -> None:
+    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - decay)
+        else:
+            mean.copy_(value)
+
+
+def _learning_rate(step: int, settings: VerifierConfig) -> float:
+    """Linear warm-up, then a half cosine to 0. `step` counts from 1."""
+    warmup = math.ceil(_WARMUP * settings.steps)
+    if step <= warmup:
+        return settings.learning_rate * step / warmup
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
+
+
+def _batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """Crops uint8 [B, side, side, 3] and classes int64 [B] of each step."""
+    labels = np.array([candidate.label for candidate in candidates.candidates])
+    pools = {name: np.flatnonzero(labels == name) for name in CLASSES}
+    if not len(pools[FIGURE]) or len(pools[FIGURE]) == sum(map(len, pools.values())):
+        missing = "nothing but mitotic figures" if len(pools[FIGURE]) else "no mitotic figure"
+        raise PatchIndexError(
+            f"{candidates.folder}: {missing} among the candidates, so there is nothing to tell apart. "
+            "Add marked slides, or lower verifier.score_floor."
+        )
+    return (_load(candidates, batch, settings) for batch in draws(pools, settings))
+
+
+def _load(
+    candidates: CandidateSet, batch: Sequence[tuple[int, int]], settings: VerifierConfig
+) -> tuple[Tensor, Tensor]:
+    chosen = [candidates.candidates[row] for row, _ in batch]
+    images = [
+        _item(candidates.crop(candidate), settings, row, time)
+        for candidate, (row, time) in zip(chosen, batch, strict=True)
+    ]
+    labels = [CLASSES.index(candidate.label) for candidate in chosen]
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+
+def _item(crop: NDArray[np.uint8], settings: VerifierConfig, row: int, time: int) -> NDArray[np.uint8]:
+    """A crop as the network sees it; what it is depends on (seed, row, time) alone."""
+    rng = np.random.default_rng([settings.seed, row, time])
+    seed = int(rng.integers(2**32))
+    turned, _ = augment(np.array(crop), np.zeros(crop.shape[:2], np.uint8), settings.augment, seed)
+    shift = min(settings.shift, (len(crop) - settings.crop) // 2)
+    x, y = rng.integers(-shift, shift + 1, 2).tolist()
+    return centre(np.roll(turned, (y, x), axis=(0, 1)), settings.crop)
+
+
+def draws(pools: dict[str, NDArray[np.int64]], settings: VerifierConfig) -> Iterator[list[tuple[int, int]]]:
+    """Which candidates each step shows, as (row, how often it was shown before).
+
+    Each class is gone through in an order of its own, drawn anew each time it is through, so that no candidate is
+    shown twice before all others of its class were. Look-alikes and others stand in for each other where there is
+    none of one.
+    """
+    n_figures = round(settings.figure_share * settings.batch_size)
+    n_look_alikes = min(round(settings.look_alike_share * settings.batch_size), settings.batch_size - n_figures)
+    if not len(pools[LOOK_ALIKE]):
+        n_look_alikes = 0
+    elif not len(pools[OTHER]):
+        n_look_alikes = settings.batch_size - n_figures
+    n_others = settings.batch_size - n_figures - n_look_alikes
+    numbers = {FIGURE: n_figures, LOOK_ALIKE: n_look_alikes, OTHER: n_others}
+    orders = {
+        name: _rounds(pools[name], [settings.seed, CLASSES.index(name)]) for name, number in numbers.items() if number
+    }
+    for _ in range(settings.steps):
+        yield [next(order) for name, order in orders.items() for _ in range(numbers[name])]
+
+
+def _rounds(rows: NDArray[np.int64], seed: list[int]) -> Iterator[tuple[int, int]]:
+    time = 0
+    while True:
+        order = np.random.default_rng([*seed, time]).permutation(rows)
+        yield from ((row, time) for row in order.tolist())
+        time += 1
