@@ -25,7 +25,8 @@ from mitosis.cohort import find_sources
 from mitosis.config import CountConfig, NetworkConfig
 from mitosis.detections import concatenate, find_peaks, merge, reach_px
 from mitosis.engines import to_input
-from mitosis.errors import ConfigError, OutputError, SlideError
+from mitosis.errors import ConfigError, ModelError, OutputError, SlideError
+from mitosis.files import sha256
 from mitosis.geometry import Box
 from mitosis.inference import Model, count_slide, count_slides, detect
 from mitosis.slides import BadTile, open_slide
@@ -248,6 +249,16 @@ def test_the_threshold_is_the_cards_unless_one_is_given():
         assert report.threshold == (given or model_threshold)
 
 
+def test_the_threshold_for_an_unbiased_count_is_a_choice():
+    slide = ArraySlide(draw_field(random_places(5, 1)))
+    model = replace(ORACLE, card=CARD.model_copy(update={"threshold": 0.95, "count_threshold": 0.5}))
+    counts = [count(slide, model, objective=objective).report.mitotic_count for objective in ("f1", "count")]
+    assert counts == [0, 5]
+    older = replace(ORACLE, card=CARD.model_copy(update={"count_threshold": None}))
+    with pytest.raises(ModelError, match="no threshold for a count without bias"):
+        count(slide, older, objective="count")
+
+
 def test_progress_is_told_batch_by_batch():
     told = []
     slide = ArraySlide(draw_field([], width=300, height=200))
@@ -330,6 +341,23 @@ def test_each_slide_gets_a_folder_and_a_line(slides_folder, tmp_path):
         content = json.loads((tmp_path / "out" / name / "count.json").read_text())
         assert (content["slide"], content["mitotic_count"]) == (name, 6)
     assert [progress[1:] for progress in told if progress[0] == "B01"][-1] == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("training", "seen"),
+    [({}, set()), ({"cases": ["A"]}, {"A01", "A02"}), ({"source_sha256": ["{B01}"]}, {"B01"})],
+)
+def test_each_count_says_its_case_and_whether_the_model_has_seen_it(slides_folder, tmp_path, training, seen):
+    """By its case, or by the very file under whatever name."""
+    digest = sha256(slides_folder / "B01.png")
+    training = {key: [value.replace("{B01}", digest) for value in values] for key, values in training.items()}
+    model = replace(ORACLE, card=CARD.model_copy(update={"training": training}))
+    sources = find_sources([slides_folder], case_pattern="^[AB]", domain="scanner 1")
+    for result in count_slides(sources, model, tmp_path / "out", config()):
+        content = json.loads((tmp_path / "out" / result.name / "count.json").read_text())
+        assert (content["case_id"], content["domain"]) == (result.name[0], "scanner 1")
+        assert content["seen_in_training"] == (result.name in seen)
+        assert content["training_cases"] == training.get("cases", [])
 
 
 def test_the_same_slides_give_the_same_bytes(slides_folder, tmp_path):

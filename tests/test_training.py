@@ -111,7 +111,7 @@ def test_the_card_is_that_of_the_best_look_and_the_later_of_equals(finished):
     out, card = finished
     best = max(metrics_of(out), key=lambda line: (line["f1"], line["step"]))
     assert {name: card.validation[name] for name in best} == best
-    assert card.threshold == best["threshold"]
+    assert (card.threshold, card.count_threshold) == (best["threshold"], best["count_threshold"])
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 4])
@@ -172,6 +172,8 @@ def test_what_the_first_model_has_seen_the_second_has_too(index, finished, tmp_p
     assert set(others.cases).isdisjoint(seen)
     card = train(others, tmp_path / "run", TINY, start=finished[0])
     assert card.training["cases"] == sorted({*seen, *others.cases})
+    files = {patch.source_sha256 for patch in index.patches if patch.case_id in (*seen, *others.cases)}
+    assert card.training["source_sha256"] == sorted(files)
 
 
 def test_a_start_that_has_learned_from_a_validation_case_is_refused(index, finished, tmp_path):
