@@ -10,7 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mitosis.errors import ConfigError
 from mitosis.files import write_text
 
-__all__ = ["Config", "CountConfig", "ExtractConfig", "NetworkConfig", "TrainConfig", "load_config", "save_config"]
+__all__ = [
+    "Config",
+    "CountConfig",
+    "ExtractConfig",
+    "NetworkConfig",
+    "TrainConfig",
+    "VerifierConfig",
+    "load_config",
+    "save_config",
+]
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -121,6 +130,59 @@ class TrainConfig(_Section):
         return self
 
 
+class VerifierConfig(_Section):
+    """The second stage: a classifier that looks again at each candidate, and how it learns.
+
+    Lengths in px are px at `mpp`.
+    """
+
+    width: Annotated[int, Field(ge=1, le=128)] = 24
+    """Channels of the first stage of blocks; the next two double them."""
+    transformer: bool = False
+    """Let the network turn, move and scale the crop before it looks (spatial transformer)."""
+    mpp: Mpp = 0.25
+    crop: Annotated[int, Field(ge=16, le=256, multiple_of=8)] = 64
+    """Side of the square round a candidate, px; 64 px of 0.25 µm are 16 µm, a cell and a little around it."""
+    score_floor: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Least score of the first stage of a candidate to learn from."""
+    max_per_slide: Count = 4000
+    """Of each training slide those with the highest scores are kept."""
+    steps: Count = 600
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    figure_share: Annotated[float, Field(gt=0, lt=1)] = 0.34
+    """Share of a batch that is mitotic figures."""
+    look_alike_share: Annotated[float, Field(ge=0, lt=1)] = 0.33
+    """Share of a batch that is marked look-alikes, where there are any; the rest is other candidates."""
+    augment: Fraction = 0.6
+    """Strength of augmentation, the same for all: were it heavier for figures, blur and noise would tell them."""
+    shift: Annotated[int, Field(ge=0, le=32)] = 5
+    """A crop is moved by up to this many px in x and in y, as a candidate may lie beside its nucleus."""
+    learning_rate: Positive = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the moving average of the weights, a step."""
+    combine: Literal["replace", "geometric"] = "geometric"
+    """Final score: the probability of a mitotic figure, or its geometric mean with the score of the first stage."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Where no slide is of a validation case, thresholds come from so many parts of the training cases, each scored by
+    a classifier that learned from the others."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> Self:
+        if self.figure_share + self.look_alike_share > 1:
+            raise ValueError(
+                f"figure_share + look_alike_share ({self.figure_share + self.look_alike_share:g}) must not exceed 1"
+            )
+        if not 1 <= round(self.figure_share * self.batch_size) < self.batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) leaves no room for figures and others with a figure_share of "
+                f"{self.figure_share:g}"
+            )
+        return self
+
+
 class CountConfig(_Section):
     """How a slide is counted."""
 
@@ -137,6 +199,11 @@ class CountConfig(_Section):
     """Counts candidates with at least this score; None takes the model card's."""
     objective: Literal["f1", "count"] = "f1"
     """Which of the card's thresholds: the one with the best F1, or the one whose false positives make up for misses."""
+    verify: bool = True
+    """Let the second stage of the model, if it has one, give each candidate its final score."""
+    verify_floor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Candidates to which the first stage gives a lower score are not looked at again, and not reported; None takes the
+    floor with which the second stage was trained. `score_floor` is then one of final scores."""
     merge_um: Positive = 13.0
     """Of two candidates closer than this one is kept: the plates of a telophase are up to 12.2 µm apart (the joined
     segments of MITOS 2012), and 16 of 2,538 marked figures (0.6 %) of three data sets have a neighbour so close."""
@@ -152,6 +219,7 @@ class Config(_Section):
     extract: ExtractConfig = ExtractConfig()
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
+    verifier: VerifierConfig = VerifierConfig()
     count: CountConfig = CountConfig()
 
     @model_validator(mode="after")
