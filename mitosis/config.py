@@ -87,12 +87,13 @@ class TrainConfig(_Section):
     """A crop is resampled as if scanned at the patch's µm/px times 1 ± this: 0.2 makes 0.20 to 0.30 of 0.25."""
     fourier_share: Fraction = 0.0
     """Share of the patches whose slow amplitudes are mixed with those of a patch of another domain (else case)."""
-    fourier_beta: HalfWidth = 0.01
-    """Amplitudes are mixed up to this many periods a px, times the crop; more brings more of the donor's texture."""
+    fourier_beta: Annotated[float, Field(ge=0, le=0.1)] = 0.01
+    """Amplitudes are mixed up to this many periods a px; 0 is the mean colour alone. From 0.03 on the waves are as short
+    as a nucleus is wide, and colours flicker."""
     colour_jitter: HalfWidth = 0.0
-    """Gain and gamma of red, green and blue, each by itself, are 1 ± this."""
+    """Gamma of red, green and blue, each by itself, is 1 ± this, and gain 1 ± half of it."""
     scanner_jitter: Fraction = 0.0
-    """Strength of a scanner's traces, on half of the patches each: blur, noise, sharpening, JPEG."""
+    """Strength of the traces of a scanner, each on half of the patches: blur, noise, sharpening, JPEG; up to 1."""
     paste_share: Fraction = 0.0
     """Share of the patches without a figure into which one from another patch is pasted."""
     smote_share: Fraction = 0.0

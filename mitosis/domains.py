@@ -21,10 +21,10 @@ __all__ = ["Donors", "mix_amplitudes", "resample", "rescan", "vary_colours", "wi
 Pixels = NDArray[np.uint8]
 Mask = Pixels | NDArray[np.float32]
 
-_GLASS = np.clip(DENSITY / 0.1, 0, 1)[np.newaxis]
-"""What share of a change each grey level takes: none of it glass, all of it tissue from a density of 0.1 on."""
+_TISSUE = np.clip(DENSITY / 0.2, 0, 1)[np.newaxis]
+"""What share of a change each grey level takes: glass none of it, tissue from a density of 0.2 on all of it."""
 
-# A wave of the donor is strong where its tissue ends; at full strength it would stripe a patch that is even throughout.
+# At a donor's full strength the waves of its edges would stripe even tissue, and those of even tissue wipe out nuclei.
 _MAX_FACTOR = 2.0
 
 # What `rescan` does at strength 1, at most. JPEG at quality 40 shows its blocks; the slides at hand have 70 to 95.
@@ -103,8 +103,8 @@ def mix_amplitudes(image: Pixels, donor: Pixels, share: float, beta: float) -> P
     Returns
     -------
     uint8 [H, W, 3]
-        No wave but the mean is made more than twice as strong, and glass stays glass: an image without structure would
-        be given that of the donor otherwise.
+        Glass stays glass, and no wave but the mean becomes more than twice or less than half as strong: tissue without
+        structure would be given that of the donor otherwise, and nuclei would fade.
 
     References
     ----------
@@ -117,16 +117,20 @@ def mix_amplitudes(image: Pixels, donor: Pixels, share: float, beta: float) -> P
     block = np.ix_(np.unique(np.arange(-reach, reach + 1) % height), np.arange(reach + 1))
     own, aim = np.abs(spectrum[block]), np.abs(other[block])
     ratio = aim / np.maximum(own, 1)  # a wave of less than 1 grey level in all has no phase to keep
-    ratio = np.concatenate([ratio[:1], np.minimum(ratio[1:], _MAX_FACTOR)])
+    waves = np.clip(ratio, 1 / _MAX_FACTOR, _MAX_FACTOR)
+    waves[0, 0] = ratio[0, 0]
     change = np.zeros_like(spectrum)
-    change[block] = spectrum[block] * share * (ratio - 1)
-    tissue = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), _GLASS)[..., np.newaxis]
+    change[block] = spectrum[block] * share * (waves - 1)
+    tissue = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), _TISSUE)[..., np.newaxis]
     return _grey_levels(image + scipy.fft.irfft2(change, s=(height, width), axes=(0, 1)) * tissue)
 
 
 def vary_colours(image: Pixels, jitter: float, rng: np.random.Generator) -> Pixels:
-    """Red, green and blue, each by itself, with a gain and a gamma of ``1 ± jitter``, whatever the stains."""
-    gain, gamma = 1 + rng.uniform(-jitter, jitter, (2, 3))
+    """Red, green and blue, each by itself, with a gamma of ``1 ± jitter`` and a gain of ``1 ± jitter / 2``.
+
+    Unlike `mitosis.augment.stain_jitter` it tints glass too, as the white balance of a scanner does.
+    """
+    gamma, gain = 1 + rng.uniform(-jitter, jitter, (2, 3)) * np.array([[1], [0.5]])
     levels = np.linspace(0, 1, 256)[:, np.newaxis]
     return np.asarray(cv2.LUT(image, _grey_levels(255 * gain * levels**gamma)[np.newaxis]), np.uint8)
 

@@ -1,5 +1,7 @@
 """Dataset: an item hangs on (seed, epoch, row, repeat) alone, and crops of figures hold figures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from mitosis.sampling import Draw
 from mitosis.stain import StainLevels
 
 CONFIG = TrainConfig(crop=32, batch_size=4, seed=3)
+SCANNERS = {"resolution_jitter": 0.2, "fourier_share": 0.8, "colour_jitter": 0.1, "scanner_jitter": 0.8}
 RAW = {n: NetworkConfig(classes=n, normalise_stain=False) for n in (2, 3)}
 
 
@@ -49,12 +52,14 @@ def test_batches_come_in_order_with_the_promised_types(index):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
-def test_items_are_the_same_for_any_number_of_workers_and_never_repeat(index):
+@pytest.mark.parametrize("settings", [{}, SCANNERS], ids=["default", "scanners"])
+def test_items_are_the_same_for_any_number_of_workers_and_never_repeat(index, settings):
     """albumentations 2.0.8 by itself repeats one random stream in each worker and each epoch."""
+    config = CONFIG.model_copy(update=settings)
     rows = [*figure_rows(index)[:4], len(index.patches) - 1, len(index.patches) - 2]
     draws = [Draw(row, epoch, repeat) for epoch in (0, 1) for repeat in (0, 1) for row in rows]
-    alone, *others = (items(index, draws, workers) for workers in (0, 1, 2, 4))
-    assert same([image for image, _ in alone], [image for image, _ in items(index, draws)])
+    alone, *others = (items(index, draws, workers, config) for workers in (0, 1, 2, 4))
+    assert same([image for image, _ in alone], [image for image, _ in items(index, draws, config=config)])
     for loaded in others:
         assert all(same(pair, expected) for pair, expected in zip(loaded, alone, strict=True))
     assert len({image.tobytes() for image, _ in alone}) == len(draws)
@@ -221,3 +226,101 @@ def test_pasted_items_are_augmented_as_figures(index, monkeypatch):
     draws = [Draw(row, 0, 0) for row, patch in enumerate(index.patches) if not patch.n_mitotic]
     chosen = strengths(index, draws, monkeypatch, paste_share=1.0, augment_figure=0.9, augment_others=0.1)
     assert 0.9 in chosen
+
+
+def test_with_its_settings_at_0_no_other_scanner_is_drawn(index, monkeypatch):
+    def fail(*_):
+        raise AssertionError("called")
+
+    draws = [Draw(row, 0, 0) for row in range(6)]
+    before = items(index, draws)
+    for name in ("window_side", "mix_amplitudes", "vary_colours", "rescan"):
+        monkeypatch.setattr(f"mitosis.dataset.{name}", fail)
+    after = items(index, draws)
+    assert all(same(*pairs) for pairs in zip(before, after, strict=True))
+    for setting, value in SCANNERS.items():
+        with pytest.raises(AssertionError, match="called"):
+            items(index, [Draw(row, 0, 0) for row in range(9)], config=CONFIG.model_copy(update={setting: value}))
+
+
+@pytest.mark.parametrize("setting", ["fourier_share", "colour_jitter", "scanner_jitter"])
+def test_another_scanner_changes_the_picture_and_not_the_mask(index, setting):
+    draws = [Draw(row, epoch, 0) for row in figure_rows(index)[:5] for epoch in range(3)]
+    other = items(index, draws, config=CONFIG.model_copy(update={setting: SCANNERS[setting]}))
+    pairs = list(zip(items(index, draws), other, strict=True))
+    assert all(np.array_equal(before[1], after[1]) for before, after in pairs)
+    assert np.mean([not np.array_equal(before[0], after[0]) for before, after in pairs]) > 0.5
+
+
+@pytest.mark.usefixtures("no_augmentation")
+def test_one_scanner_setting_leaves_the_draws_of_the_others(index):
+    draws = [Draw(row, 0, 0) for row in range(8)]
+    sizes, both = (
+        items(index, draws, config=CONFIG.model_copy(update=update))
+        for update in ({"resolution_jitter": 0.2}, {"resolution_jitter": 0.2, "colour_jitter": 0.1})
+    )
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(sizes, both, strict=True))
+    # A gamma is a table: equal grey levels stay equal, so the crop is the same one at the same resolution.
+    for (image, _), (varied, _) in zip(sizes, both, strict=True):
+        levels = np.unique(image[..., 0])
+        assert all(len(np.unique(varied[..., 0][image[..., 0] == level])) == 1 for level in levels)
+
+
+@pytest.mark.usefixtures("no_augmentation")
+@pytest.mark.parametrize("crop", [48, 64])
+def test_a_figure_is_as_large_as_its_resolution_makes_it_and_the_picture_goes_with_it(tmp_path, crop):
+    """Also where the coarser scan needs more tissue than the patch has."""
+    rows, columns = np.mgrid[:64, :64]
+    mask = ((rows - 30) ** 2 + (columns - 34) ** 2 < 9**2).astype(np.uint8)
+    index = _index_of_one(tmp_path, mask)
+    Image.fromarray(np.where(mask[..., None], 60, 200).repeat(3, axis=2).astype(np.uint8)).save(tmp_path / "i.png")
+    config = CONFIG.model_copy(update={"crop": crop, "resolution_jitter": 0.25})
+    shown = items(index, [Draw(0, epoch, 0) for epoch in range(60)], config=config)
+    areas = [(held == 1).sum() / mask.sum() for _, held in shown if not _at_edge(held)]
+    assert 0.75**2 < 1 / max(areas) < 0.7
+    assert 1.4 < 1 / min(areas) < 1.3**2
+    assert {held.shape for _, held in shown} == {(crop, crop)}
+    for image, held in shown:
+        dark = image[..., 0] < 130
+        assert (dark & (held == 1)).sum() / (dark | (held == 1)).sum() > 0.9
+
+
+def _at_edge(mask):
+    return any(mask[line].any() for line in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]))
+
+
+@pytest.mark.usefixtures("no_augmentation")
+def test_amplitudes_come_from_a_patch_of_another_domain_as_often_as_asked(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    (patch,) = _index_of_one(tmp_path, mask).patches
+    for name, value in (("i", 150), ("far", 90)):
+        Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    near = [replace(patch, patch_id=str(n), case_id=str(n), domain="X") for n in range(5)]
+    index = PatchIndex(tmp_path, (*near, replace(patch, image="far.png", domain="Y")))
+    config = CONFIG.model_copy(update={"fourier_share": 0.5})
+    means = np.array(
+        [image.mean() for image, _ in items(index, [Draw(0, epoch, 0) for epoch in range(200)], 0, config)]
+    )
+    assert (means <= 150).all()
+    assert means.min() > 89
+    assert 0.35 < np.mean(means < 150) < 0.65
+    assert np.ptp(means[means < 150]) > 40
+
+
+@pytest.mark.usefixtures("no_augmentation")
+def test_a_donor_is_shown_at_the_usual_stain_if_the_patch_is(index, monkeypatch):
+    """A patch at the usual stain would be moved away from it by a donor as it was scanned."""
+    donors = []
+
+    def spy(image, donor, *_):
+        donors.append(donor)
+        return image
+
+    monkeypatch.setattr("mitosis.dataset.mix_amplitudes", spy)
+    config = CONFIG.model_copy(update={"fourier_share": 1.0})
+    for network in (RAW[2], NetworkConfig()):
+        PatchDataset(index, config, network).make(Draw(0, 0, 0))
+    levels = {patch.stain: StainLevels.parse(patch.stain) for patch in index.patches}
+    raw, normalised = donors
+    assert any(np.array_equal(each.normalise(raw), normalised) for each in levels.values())
+    assert (raw != normalised).any()
