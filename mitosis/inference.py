@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitosis.checkpoints import ModelCard, load_model, load_verifier
+from mitosis.checkpoints import ModelCard, VerifierCard, load_model, load_verifier
 from mitosis.cohort import SlideSource
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport, mitotic_count
@@ -171,6 +171,7 @@ def count_slide(
         `tile_size` does not fit the network.
     """
     tissue = find_tissue(slide)
+    second = _second_card(model, config)
     found = _candidates(slide, tissue, model, config, on_tiles)
     bad_tiles = sorted(set(slide.bad_tiles), key=lambda bad: (bad.level, bad.box))
     readable = tissue.without(bad.box for bad in bad_tiles)
@@ -185,12 +186,14 @@ def count_slide(
         candidates,
         tissue,
         slide=name,
-        threshold=_threshold(model, config),
+        threshold=model.card.threshold_for(config.objective, verified=second is not None)
+        if config.threshold is None
+        else config.threshold,
         mpp=model.card.mpp,
         hotspot_mm2=config.hotspot_mm2,
         bad_tiles=bad_tiles,
         model_sha256=model.card.weights_sha256,
-        verifier_sha256=model.card.verifier.weights_sha256 if model.card.verifier and _verifies(model, config) else "",
+        verifier_sha256=second.weights_sha256 if second else "",
         source_sha256=source_sha256,
         settings=config.model_dump(mode="json"),
         versions=versions(),
@@ -198,29 +201,23 @@ def count_slide(
     return SlideCount(report, candidates, tissue)
 
 
-def _verifies(model: Model, config: CountConfig) -> bool:
-    return config.verify and model.second is not None
-
-
-def _threshold(model: Model, config: CountConfig) -> float:
-    if config.threshold is not None:
-        return config.threshold
-    return model.card.threshold_for(config.objective, verified=_verifies(model, config))
+def _second_card(model: Model, config: CountConfig) -> VerifierCard | None:
+    """The card of the second stage, if one is to give the final scores."""
+    return model.card.verifier if config.verify and model.second is not None else None
 
 
 def _candidates(
     slide: Slide, tissue: TissueMask, model: Model, config: CountConfig, on_tiles: Callable[[int, int], None]
 ) -> Detections:
     """All candidates, merged, with their final scores."""
-    second = model.second if config.verify else None
-    if second is None or model.card.verifier is None:
-        return merge(concatenate(detect(slide, tissue, model, config, on_tiles)), slide.mpp, config.merge_um)
-    settings = model.card.verifier.settings
-    floor = settings.score_floor if config.verify_floor is None else config.verify_floor
-    low = config.model_copy(update={"score_floor": floor})
+    card, low = _second_card(model, config), config
+    if card is not None:
+        low = config.model_copy(update={"score_floor": config.verify_floor or card.settings.score_floor})
     found = merge(concatenate(detect(slide, tissue, model, low, on_tiles)), slide.mpp, config.merge_um)
-    stain = measure_stain(slide, tissue, model.card.mpp) if model.card.network.normalise_stain and len(found) else None
-    found = verify(slide, found, second, settings, stain, views=config.views)
+    if card is None or model.second is None or not len(found):
+        return found
+    stain = measure_stain(slide, tissue, model.card.mpp) if model.card.network.normalise_stain else None
+    found = verify(slide, found, model.second, card.settings, stain, views=config.views)
     return found[found.score >= config.score_floor]
 
 

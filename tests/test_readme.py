@@ -13,7 +13,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line[2:] for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
 # Settings that make a run of seconds of one of minutes; the words of the README stay as they are.
-QUICK = {"train": "train.steps=4 train.warmup_steps=1 train.validate_every=4 train.batch_size=2 network.width=2"}
+QUICK = {
+    "train": "train.steps=4 train.warmup_steps=1 train.validate_every=4 train.batch_size=2 network.width=2",
+    "verify": "verifier.steps=2 verifier.batch_size=4 verifier.width=2",
+}
 
 
 def test_the_first_two_commands_are_demo_and_check() -> None:
@@ -35,6 +38,7 @@ def test_every_verb_and_the_python_run_one_after_the_other(tmp_path: Path) -> No
         "check-splits",
         "train",
         "mine",
+        "verify",
         "count",
         "evaluate",
     }
