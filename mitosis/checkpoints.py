@@ -123,14 +123,28 @@ class ModelCard(BaseModel):
         return self.count_threshold
 
 
-def save_model(folder: Path, weights: dict[str, torch.Tensor], card: ModelCard) -> ModelCard:
-    """Write ``model.safetensors`` and ``model.json`` into `folder`; gives the card with the hash of the weights."""
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in weights.items()})
+def save_model(folder: Path, weights: dict[str, torch.Tensor], card: ModelCard, *, half: bool = False) -> ModelCard:
+    """Write ``model.safetensors`` and ``model.json`` into `folder`; gives the card with the hash of the weights.
+
+    With `half` the learned numbers are kept in float16, which halves the file; `load_model` gives float32 back. The
+    statistics of batch normalisation stay float32: a small variance would lose too much.
+    """
+    kept = {name: _halved(name, tensor) if half else tensor for name, tensor in weights.items()}
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in kept.items()})
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(content).hexdigest()})
     with atomic_write(folder / WEIGHTS) as stream:
         stream.write(content)
     write_json(folder / CARD, card.model_dump(mode="json"))
     return card
+
+
+def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype is not torch.float32 or name.endswith(("running_mean", "running_var")):
+        return tensor
+    halved = tensor.to(torch.float16)
+    if not bool(halved.isfinite().all()):
+        raise ModelError(f"{name}: holds numbers beyond float16 (over 65504). Save the model without half.")
+    return halved
 
 
 def load_model(path: Path) -> tuple[UNet, ModelCard]:

@@ -192,6 +192,9 @@ class CountConfig(_Section):
     batch_size: Count = 4
     workers: Annotated[int, Field(ge=0)] = 1
     """Threads that read tiles ahead of the network."""
+    engine: str = "auto"
+    """What runs the network: a key of `mitosis.engines.ENGINES`, or `auto`, the fastest that is installed here."""
+    precision: Literal["float32", "bfloat16"] = "float32"
     views: Literal[1, 4, 8] = 1
     """Turned (4) and mirrored (8) views of each tile whose mean is taken; each costs a run of the network."""
     score_floor: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -237,14 +240,12 @@ def load_config(path: Path | None = None, assignments: tuple[str, ...] = ()) -> 
     Raises
     ------
     ConfigError
-        The file or an assignment cannot be understood; a key is unknown (near names are suggested); a value is out of
-        its range.
+        The file or an assignment cannot be understood; a key is unknown; a value is out of its range.
     """
     values = _read_yaml(path) if path else {}
     for assignment in assignments:
         section, key, value = _parse(assignment)
-        values.setdefault(section, {})
-        if not isinstance(values[section], dict):
+        if not isinstance(values.setdefault(section, {}), dict):
             raise ConfigError(f"{path}: section {section!r} must hold 'key: value' lines")
         values[section][key] = value
     try:

@@ -16,7 +16,7 @@ from mitosis.cohort import SlideSource
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport, mitotic_count
 from mitosis.detections import Detections, concatenate, find_peaks, merge, reach_px
-from mitosis.engines import Engine, average_views, torch_engine
+from mitosis.engines import Engine, average_views, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError, SlideError
 from mitosis.files import make_folder, sha256
 from mitosis.geometry import Tile, grid_dimensions, tile_grid
@@ -41,15 +41,25 @@ class Model:
     stride: int
     margin: int
     second: Verifier | None = None
+    runs_on: str = ""
 
     @classmethod
-    def of(cls, network: UNet, card: ModelCard) -> "Model":
-        """Run `network` with PyTorch on the best device."""
-        return cls(torch_engine(network, choose_device()), card, network.stride, network.margin)
+    def of(cls, network: UNet, card: ModelCard, config: CountConfig | None = None) -> "Model":
+        """Run `network` on the best device with the engine and the precision that `config` names.
+
+        Raises
+        ------
+        ConfigError
+            There is no such engine, or a package of it is not installed.
+        """
+        config, device = config or CountConfig(), choose_device()
+        name, precision = choose_engine(config.engine, device, config.precision), config.precision
+        engine = build_engine(network, device, name, precision)
+        return cls(engine, card, network.stride, network.margin, runs_on=describe_engine(name, precision))
 
     @classmethod
-    def load(cls, path: Path) -> "Model":
-        """Both stages of the model in a folder, to run with PyTorch on the best device.
+    def load(cls, path: Path, config: CountConfig | None = None) -> "Model":
+        """Both stages of the model in a folder, the first to run as `config` says, the second with PyTorch.
 
         Raises
         ------
@@ -58,7 +68,7 @@ class Model:
         """
         network, card = load_model(path)
         second = load_verifier(path, card)
-        return replace(cls.of(network, card), second=second.to(choose_device()) if second else None)
+        return replace(cls.of(network, card, config), second=second.to(choose_device()) if second else None)
 
 
 @dataclass(frozen=True)
@@ -196,7 +206,7 @@ def count_slide(
         verifier_sha256=second.weights_sha256 if second else "",
         source_sha256=source_sha256,
         settings=config.model_dump(mode="json"),
-        versions=versions(),
+        versions=versions() | ({"engine": model.runs_on} if model.runs_on else {}),
     )
     return SlideCount(report, candidates, tissue)
 

@@ -175,7 +175,7 @@ def index(patches_folder):
     return PatchIndex.read(patches_folder)
 
 
-def busy_network(depth=2, width=4, seed=0):
+def busy_network(depth=2, width=4, seed=0, classes=2):
     """A network with random weights whose output varies a lot and hangs on everything within its margin."""
     import torch
 
@@ -183,7 +183,7 @@ def busy_network(depth=2, width=4, seed=0):
     from mitosis.unet import UNet
 
     torch.manual_seed(seed)
-    network = UNet(width, depth)
+    network = UNet(width, depth, classes)
     places = random_places(6, seed, 128, 128)
     field = to_input(torch.from_numpy(draw_field(places[:4], places[4:], 128, 128)[np.newaxis]))
     with torch.no_grad():

@@ -7,10 +7,12 @@ import typer
 from mitosis.cli.check_splits import check_splits
 from mitosis.cli.count import count
 from mitosis.cli.evaluate import evaluate
+from mitosis.cli.export import export
 from mitosis.cli.extract import extract
 from mitosis.cli.info import info
 from mitosis.cli.lint import lint
 from mitosis.cli.mine import mine
+from mitosis.cli.models import models
 from mitosis.cli.train import train
 from mitosis.cli.verify import verify
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (info, lint, extract, check_splits, train, mine, verify, count, evaluate):
+for verb in (info, lint, extract, check_splits, train, mine, verify, count, evaluate, models, export):
     app.command()(verb)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set, Workers
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, ModelName, Mpp, Set, Workers
 
 if TYPE_CHECKING:
     from mitosis.counting import CountReport
@@ -15,7 +15,7 @@ __all__ = ["count"]
 
 def count(
     slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that hold them.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", help="Folder of a training run.", show_default=False)],
+    model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)],
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
@@ -25,6 +25,9 @@ def count(
     ] = None,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Least score that counts. Default: the model card's.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="auto, openvino, onnxruntime or torch. Default: auto, the fastest.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
     config: ConfigFile = None,
@@ -42,12 +45,13 @@ def count(
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
     from mitosis.inference import Model, count_slides
+    from mitosis.models import find_model
 
-    given = {"hotspot_mm2": hotspot_mm2, "threshold": threshold, "workers": workers}
+    given = {"hotspot_mm2": hotspot_mm2, "threshold": threshold, "engine": engine, "workers": workers}
     extra = tuple(f"count.{key}={value}" for key, value in given.items() if value is not None)
     chosen = load_config(config, (*(settings or ()), *extra)).count
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp)
-    loaded = Model.load(model)
+    loaded = Model.load(find_model(model), chosen)
     with Progress(transient=True) as progress:
         task = progress.add_task("slide", total=None)
 

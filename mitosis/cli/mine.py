@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, ModelName, Mpp, Set
 
 if TYPE_CHECKING:
     from mitosis.cohort import SlideSource
@@ -21,7 +21,7 @@ __all__ = ["mine"]
 def mine(
     slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that hold them.", show_default=False)],
     annotations: Annotated[Path, typer.Option("--annotations", help="File or folder of marks.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", help="Folder of a training run.", show_default=False)],
+    model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder for the mined patches.", show_default=False)],
     patches: Annotated[
         Path | None,
@@ -69,6 +69,7 @@ def mine(
         raise typer.BadParameter("--val-cases, --leave-out and --fine-tune go with --rounds")
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
+    from mitosis.models import find_model
 
     given = () if threshold is None else (f"count.threshold={threshold}",)
     chosen = load_config(config, (*(settings or ()), *given))
@@ -77,9 +78,10 @@ def mine(
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
     mine_into = partial(_mine_into, sources, chosen, max_per_slide, review)
     if rounds is None or patches is None:
-        mine_into(out, model, [])
+        mine_into(out, find_model(model), [])
     else:
-        _mine_and_train(mine_into, _chooser(val_cases, leave_out), model, patches, out, chosen, rounds, fine_tune)
+        choose, start = _chooser(val_cases, leave_out), find_model(model)
+        _mine_and_train(mine_into, choose, start, patches, out, chosen, rounds, fine_tune)
 
 
 def _mine_into(
@@ -102,7 +104,7 @@ def _mine_into(
         task = progress.add_task("slide", total=None)
         result = mine(
             sources,
-            Model.of(*load_model(model)),
+            Model.of(*load_model(model), config.count),
             out,
             config,
             max_per_slide=max_per_slide,

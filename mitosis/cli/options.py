@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["CasePattern", "ConfigFile", "Domain", "Mpp", "Set", "Workers"]
+__all__ = ["CasePattern", "ConfigFile", "Domain", "ModelName", "Mpp", "Set", "Workers"]
 
 Mpp = Annotated[
     float | None,
@@ -19,6 +19,12 @@ CasePattern = Annotated[
     ),
 ]
 Domain = Annotated[str, typer.Option("--domain", help="Scanner, laboratory or tumour, noted with each slide.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Folder of a model, or the name of one that mitosis models lists.", show_default=False
+    ),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 Set = Annotated[
     list[str] | None,

@@ -28,8 +28,8 @@ def train(
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
     start: Annotated[
-        Path | None,
-        typer.Option("--start", help="Folder of a model to begin with, to fine-tune it.", show_default=False),
+        str | None,
+        typer.Option("--start", help="Folder or name of a model to begin with, to fine-tune it.", show_default=False),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what an epoch will show; writes OUT/dry_run.json.")
@@ -45,6 +45,7 @@ def train(
     Example: mitosis train patches --out run --val-cases A02 --set train.steps=2000
     """
     from mitosis.config import load_config
+    from mitosis.models import find_model
     from mitosis.patches import PatchIndex
 
     chosen = load_config(config, tuple(settings or ()))
@@ -58,7 +59,7 @@ def train(
     if show_batch:
         _show_batch(index, out, chosen)
     if not (dry_run or show_batch):
-        _run(index, out, chosen, resume, start)
+        _run(index, out, chosen, resume, find_model(start) if start is not None else None)
 
 
 def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool, start: Path | None) -> None:

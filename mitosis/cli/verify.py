@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, ModelName, Mpp, Set
 
 if TYPE_CHECKING:
     from mitosis.checkpoints import VerifierCard
@@ -19,7 +19,7 @@ __all__ = ["verify"]
 def verify(
     slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that hold them.", show_default=False)],
     annotations: Annotated[Path, typer.Option("--annotations", help="File or folder of marks.", show_default=False)],
-    model: Annotated[Path, typer.Option("--model", help="Folder of a training run.", show_default=False)],
+    model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder for the model of both stages.", show_default=False)],
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
@@ -37,20 +37,22 @@ def verify(
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
     from mitosis.errors import ConfigError
+    from mitosis.models import find_model
     from mitosis.second_stage import add_second_stage
 
     chosen = load_config(config, tuple(settings or ()))
     if (out / "model.json").exists():
         raise ConfigError(f"{out}: holds a model already. Choose another --out.")
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
-    candidates = _collect(sources, model, out / "candidates", chosen)
+    first = find_model(model)
+    candidates = _collect(sources, first, out / "candidates", chosen)
 
     from rich.progress import Progress
 
     with Progress(transient=True) as progress:
         task = progress.add_task("second stage", total=chosen.verifier.steps)
         card = add_second_stage(
-            model,
+            first,
             candidates,
             out,
             chosen,
@@ -74,7 +76,7 @@ def _collect(sources: "list[SlideSource]", model: Path, out: Path, config: "Conf
         task = progress.add_task("slide", total=None)
         candidates = collect_candidates(
             sources,
-            Model.of(*load_model(model)),
+            Model.of(*load_model(model), config.count),
             out,
             config,
             on_tiles=lambda name, done, n: progress.update(task, description=name, completed=done, total=n),
