@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -137,8 +136,8 @@ def _crop(
     """
     lack = max(0, side - min(mask.shape))
     if lack:
-        ends = (lack // 2, lack - lack // 2) * 2
-        image, mask = (np.asarray(cv2.copyMakeBorder(each, *ends, cv2.BORDER_REFLECT_101)) for each in (image, mask))
+        ends = lack // 2, lack - lack // 2
+        image, mask = np.pad(image, (ends, ends, (0, 0)), "reflect"), np.pad(mask, (ends, ends), "reflect")
     rng = np.random.default_rng(_seed(seed, draw.row, draw.epoch))
     marks = np.argwhere(mask == MITOTIC_FIGURE)
     if not len(marks):

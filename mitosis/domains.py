@@ -7,6 +7,7 @@ stays as it is.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,8 +51,8 @@ def resample(image: Pixels, mask: Mask, side: int) -> tuple[Pixels, Mask]:
     finer = side > len(mask)
     pixels = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR if finer else cv2.INTER_AREA)
     # INTER_NEAREST takes the upper left of a pixel for its middle, and so moves the mask by up to half a pixel.
-    labels = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(pixels, np.uint8), np.asarray(labels, mask.dtype)
+    labels: Any = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(pixels, np.uint8), labels
 
 
 @dataclass(frozen=True)
@@ -170,5 +171,6 @@ def _compressed(image: Pixels, amount: float, rng: np.random.Generator) -> Pixel
     return np.asarray(simplejpeg.decode_jpeg(stream, "RGB")[top:, left:], np.uint8)
 
 
-def _grey_levels(values: NDArray[np.floating]) -> Pixels:  # type: ignore[type-arg]  # of any precision
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+def _grey_levels(values: NDArray[Any]) -> Pixels:
+    rounded: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return rounded
