@@ -155,7 +155,9 @@ def _worth_a_sweep(circles: FloatArray, tree: cKDTree, radius: float, taken: Flo
     for step in range(REFINEMENTS + 1):
         slack = side * HALF_DIAGONAL
         cells = cells[tree.query_ball_point(cells, radius + slack, return_length=True) >= known]
-        if step == REFINEMENTS or len(cells) > MOST_REFINED:
+        if len(cells) > MOST_REFINED:  # then the discs are too much alike to leave circles out
+            return np.ones(len(circles), dtype=bool)
+        if step == REFINEMENTS:
             break
         quarters = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)]) * side / 4
         cells, side = (cells[:, np.newaxis] + quarters).reshape(-1, 2), side / 2

@@ -99,7 +99,7 @@ def test_leaving_circles_out_changes_nothing(monkeypatch):
     points = np.concatenate([rng.uniform(0, 1000, (700, 2)), rng.normal(400, 40, (100, 2))])
     every = densest_discs(points, 60.0, NO_DISCS)
     monkeypatch.setattr(discs, "MOST_PAIRS", 20_000)
-    monkeypatch.setattr(discs, "MOST_REFINED", 2000)
+    monkeypatch.setattr(discs, "MOST_CELLS", 200_000)
     assert discs._worth_a_sweep(points, discs.cKDTree(points), 60.0, NO_DISCS).sum() < 200
     np.testing.assert_allclose(densest_discs(points, 60.0, NO_DISCS), every)
 
