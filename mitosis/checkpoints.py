@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mitosis.config import NetworkConfig, VerifierConfig
 from mitosis.errors import ModelError
 from mitosis.files import atomic_write, write_json
+from mitosis.uncertainty import CaseCounts
 from mitosis.unet import UNet
 from mitosis.verifier import Verifier
 
@@ -102,6 +103,12 @@ class ModelCard(BaseModel):
     def has_seen(self, case_id: str, source_sha256: str) -> bool:
         """Whether the model learned from this case, or from this very slide file under another name."""
         return case_id in self.training.get("cases", []) or source_sha256 in self.training.get("source_sha256", [])
+
+    def calibration_at(self, threshold: float) -> tuple[CaseCounts, ...]:
+        """What the model did on each validation case at this threshold; nothing if that was not noted."""
+        rows = [row for row in self.validation.get("calibration", []) if row["threshold"] == threshold]
+        keys = ("tp", "fp", "fn", "area_mm2", "case")
+        return tuple(CaseCounts(**{key: row[key] for key in keys}) for row in rows)
 
     def threshold_for(self, objective: Literal["f1", "count"], *, verified: bool = False) -> float:
         """The threshold chosen for the best F1, or for a count without bias; with `verified` for final scores.

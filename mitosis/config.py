@@ -1,12 +1,12 @@
 """Every setting, as frozen models: YAML in and out, ``--set section.key=value`` on the command line."""
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mitosis.complaints import first_complaint
 from mitosis.errors import ConfigError
 from mitosis.files import write_text
 
@@ -213,8 +213,18 @@ class CountConfig(_Section):
     segments of MITOS 2012), and 16 of 2,538 marked figures (0.6 %) of three data sets have a neighbour so close."""
     hotspot_mm2: Positive = 2.37
     """Area of the hotspot; 2.37 mm² is ten high-power fields of field number 22 (Meuten et al. 2016)."""
+    hotspot_shape: Literal["rectangle", "disc"] = "rectangle"
+    hotspots: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many windows: the best, then the best that does not overlap it, and so on."""
+    rules: tuple[str, ...] = ()
+    """Grading rules to apply to the first hotspot, keys of `mitosis.grading.RULES`; none is applied unasked."""
     max_bad_fraction: Fraction = 0.01
     """A slide with more of its tissue in unreadable tiles has failed."""
+
+    def window(self) -> dict[str, Any]:
+        """What `mitosis.counting.mitotic_count` must know of the settings."""
+        names = {"hotspot_mm2": "hotspot_mm2", "shape": "hotspot_shape", "n_hotspots": "hotspots", "rules": "rules"}
+        return {argument: getattr(self, name) for argument, name in names.items()}
 
 
 class Config(_Section):
@@ -251,7 +261,7 @@ def load_config(path: Path | None = None, assignments: tuple[str, ...] = ()) -> 
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, str(path) if path else "settings")) from error
+        raise ConfigError(first_complaint(error, str(path) if path else "settings", Config())) from error
 
 
 def save_config(path: Path, config: Config) -> None:
@@ -282,19 +292,3 @@ def _parse(assignment: str) -> tuple[str, str, Any]:
         return section, key, yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {assignment}: {text!r} is not a value") from error
-
-
-def _sentence(error: ValidationError, source: str) -> str:
-    """The first complaint in words, with near names for an unknown key."""
-    complaint = error.errors()[0]
-    place = ".".join(str(part) for part in complaint["loc"])
-    if complaint["type"] == "extra_forbidden":
-        *sections, key = complaint["loc"]
-        model: type[BaseModel] = type(getattr(Config(), str(sections[0]))) if sections else Config
-        near = difflib.get_close_matches(str(key), model.model_fields, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(model.model_fields)}."
-        return f"{source}: unknown setting {place!r}.{hint}"
-    if complaint["type"] == "value_error":
-        return f"{source}: {complaint['ctx']['error']}"
-    message = complaint["msg"]
-    return f"{source}: {place} = {complaint['input']!r}: {message[0].lower()}{message[1:]}"

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mitosis.detections import Detections
+from mitosis.grading import Grade, Rule, find_rule, grade
 from mitosis.hotspots import (
     HOTSPOT_ASPECT,
     HOTSPOT_MM2,
@@ -33,6 +34,7 @@ from mitosis.hotspots import (
 )
 from mitosis.slides import BadTile
 from mitosis.tissue import TissueMask
+from mitosis.uncertainty import CaseCounts, TrueCount, posterior, true_count
 
 __all__ = [
     "HOTSPOT_ASPECT",
@@ -69,6 +71,10 @@ class CountReport:
         The next ones, if more than one was asked for.
     region : tuple of (float, float)
         Corners of the region of interest, level-0 px, if one was given: nothing outside it counts.
+    true_count : TrueCount or None
+        Interval of the true count in the hotspot, where the detector was calibrated.
+    grades : tuple of Grade
+        What the rules that were asked for say of the hotspot.
     slide_dimensions : (int, int)
         Width and height, level-0 px.
     slide_mpp, mpp : float
@@ -103,6 +109,8 @@ class CountReport:
     domain: str = ""
     more_hotspots: tuple[Hotspot, ...] = ()
     region: tuple[tuple[float, float], ...] = ()
+    true_count: TrueCount | None = None
+    grades: tuple[Grade, ...] = ()
     seen_in_training: bool = False
     training_cases: tuple[str, ...] = ()
     model_sha256: str = ""
@@ -129,6 +137,8 @@ def mitotic_count(
     shape: Shape = "rectangle",
     n_hotspots: int = 1,
     region: ArrayLike | None = None,
+    rules: Sequence[str] = (),
+    calibration: Sequence[CaseCounts] = (),
     bad_tiles: Sequence[BadTile] = (),
     **provenance: Any,
 ) -> CountReport:
@@ -148,12 +158,16 @@ def mitotic_count(
         Area and width to height of the hotspot.
     shape, n_hotspots, region
         As in `find_hotspots`; with a region the counts and areas of the report are those in it.
+    rules : sequence of str
+        Names of the grading rules to apply to the first hotspot.
+    calibration : sequence of CaseCounts
+        What the detector does at this threshold on cases it has not seen; with them the true count gets an interval.
     bad_tiles : sequence of BadTile
         Places that could not be read.
     **provenance
         Further fields of `CountReport`, kept as they are.
     """
-    boxes = [bad.box for bad in bad_tiles]
+    chosen, boxes = [find_rule(name) for name in rules], [bad.box for bad in bad_tiles]
     corners: tuple[tuple[float, float], ...] = ()
     seen = tissue
     if region is not None:
@@ -177,9 +191,25 @@ def mitotic_count(
         hotspot=hotspots[0] if hotspots else None,
         more_hotspots=hotspots[1:],
         region=corners,
+        true_count=_true_count(hotspots, calibration),
+        grades=_grades(hotspots, chosen, calibration),
         slide_dimensions=tissue.dimensions,
         slide_mpp=tissue.slide_mpp,
         mpp=mpp,
         bad_tiles=tuple(bad_tiles),
         **provenance,
     )
+
+
+def _true_count(hotspots: Sequence[Hotspot], calibration: Sequence[CaseCounts]) -> TrueCount | None:
+    if not hotspots or not calibration or hotspots[0].area_mm2 <= 0:
+        return None
+    return true_count(hotspots[0].mitotic_count, hotspots[0].area_mm2, calibration)
+
+
+def _grades(hotspots: Sequence[Hotspot], rules: Sequence[Rule], calibration: Sequence[CaseCounts]) -> tuple[Grade, ...]:
+    if not hotspots or not rules:
+        return ()
+    count, area = hotspots[0].mitotic_count, hotspots[0].area_mm2
+    means = posterior(count, area, calibration).mean if area > 0 else None
+    return tuple(grade(count, area, rule, means) for rule in rules)

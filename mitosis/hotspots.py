@@ -208,7 +208,7 @@ def within_region(tissue: TissueMask, region: ArrayLike) -> TissueMask:
         The region is neither, or crosses itself.
     """
     corners = region_corners(region) * (tissue.slide_mpp / tissue.mpp) - 0.5
-    inside = polygon2mask(tissue.mask.shape, corners[:, ::-1])
+    inside = polygon2mask(tissue.mask.shape, corners[:, ::-1])  # type: ignore[no-untyped-call]  # untyped library
     return TissueMask(tissue.mask & inside, tissue.mpp, tissue.slide_mpp, tissue.dimensions)
 
 

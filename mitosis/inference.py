@@ -192,15 +192,15 @@ def count_slide(
             f"(first: {bad_tiles[0].reason}). Copy the file again, or raise count.max_bad_fraction."
         )
     candidates = found[readable.contains(found.xy)]
+    threshold = config.threshold or model.card.threshold_for(config.objective, verified=second is not None)
     report = mitotic_count(
         candidates,
         tissue,
         slide=name,
-        threshold=model.card.threshold_for(config.objective, verified=second is not None)
-        if config.threshold is None
-        else config.threshold,
+        threshold=threshold,
         mpp=model.card.mpp,
-        hotspot_mm2=config.hotspot_mm2,
+        **config.window(),
+        calibration=() if second else model.card.calibration_at(threshold),
         bad_tiles=bad_tiles,
         model_sha256=model.card.weights_sha256,
         verifier_sha256=second.weights_sha256 if second else "",

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from mitosis.counting import CountReport, Hotspot
@@ -94,10 +94,11 @@ def _headline(report: CountReport) -> str:
         return "No tissue found" if report.status == "no_tissue" else "No readable tissue"
     figures = "figure" if hotspot.mitotic_count == 1 else "figures"
     low, high = hotspot.interval
-    return (
-        f"{hotspot.mitotic_count} mitotic {figures} in {hotspot.area_mm2:.2f} mm² (hotspot)"
-        f"   95 % Poisson interval {low:.1f}–{high:.1f}"
-    )
+    chance = f"95 % Poisson interval {low:.1f}–{high:.1f}"
+    if report.true_count:
+        chance = f"true count {report.true_count.low}–{report.true_count.high} (95 %)"
+    grades = "".join(f"   {g.rule.name}: {g.score}" for g in report.grades if g.score)
+    return f"{hotspot.mitotic_count} mitotic {figures} in {hotspot.area_mm2:.2f} mm² (hotspot)   {chance}{grades}"
 
 
 def _whole_slide(report: CountReport) -> str:
@@ -149,8 +150,7 @@ def _draw_rings(axes: Axes, detections: Detections, size: float) -> None:
 
 
 def _draw_frame(axes: Axes, hotspot: Hotspot) -> None:
-    corner, size = (hotspot.x0, hotspot.y0), (hotspot.x1 - hotspot.x0, hotspot.y1 - hotspot.y0)
-    frame = Rectangle(corner, *size, fill=False, edgecolor=HOTSPOT, linewidth=2.2)
+    frame = Polygon(hotspot.outline(), fill=False, edgecolor=HOTSPOT, linewidth=2.2)
     frame.set_path_effects(WHITE_HALO)
     axes.add_patch(frame)
 

@@ -44,6 +44,9 @@ SUMMARY_COLUMNS = (
     "hotspot_density_per_mm2",
     "hotspot_low",
     "hotspot_high",
+    "true_low",
+    "true_high",
+    "grades",
     "n_candidates",
     "threshold",
     "n_bad_tiles",
@@ -193,6 +196,7 @@ def write_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def _summary_line(row: Mapping[str, Any]) -> list[str]:
     hotspot = row.get("hotspot") or {}
     low, high = hotspot.get("interval", (None, None))
+    true = row.get("true_count") or {}
     values = {
         **row,
         "hotspot_count": hotspot.get("mitotic_count"),
@@ -200,6 +204,9 @@ def _summary_line(row: Mapping[str, Any]) -> list[str]:
         "hotspot_density_per_mm2": hotspot.get("density_per_mm2"),
         "hotspot_low": low,
         "hotspot_high": high,
+        "true_low": true.get("low"),
+        "true_high": true.get("high"),
+        "grades": "; ".join(f"{g['rule']['name']}: {g['score'] or '-'}" for g in row.get("grades", ())),
         "n_bad_tiles": len(row["bad_tiles"]) if "bad_tiles" in row else None,
     }
     return [_cell(values.get(name)) for name in SUMMARY_COLUMNS]
@@ -252,21 +259,21 @@ def _geojson(report: CountReport, candidates: Detections) -> dict[str, Any]:
             feature = _feature(report.slide, str(number), "detection", ring, Label.MITOTIC_FIGURE.value)
             feature["properties"]["measurements"] = {"Probability": score}
             features.append(feature)
-    if report.hotspot:
-        features.append(_hotspot_feature(report.slide, report.hotspot))
+    spots = (report.hotspot, *report.more_hotspots) if report.hotspot else ()
+    for number, spot in enumerate(spots, start=1):
+        features.append(_hotspot_feature(report.slide, "hotspot" if number == 1 else f"hotspot {number}", spot))
     return {"type": "FeatureCollection", "features": features}
 
 
-def _hotspot_feature(slide: str, hotspot: Hotspot) -> dict[str, Any]:
-    corners = [(hotspot.x0, hotspot.y0), (hotspot.x1, hotspot.y0), (hotspot.x1, hotspot.y1), (hotspot.x0, hotspot.y1)]
-    feature = _feature(slide, "hotspot", "annotation", corners, "hotspot")
+def _hotspot_feature(slide: str, name: str, hotspot: Hotspot) -> dict[str, Any]:
+    feature = _feature(slide, name, "annotation", hotspot.outline(), "hotspot")
     feature["properties"]["name"] = f"{hotspot.mitotic_count} mitotic figures in {hotspot.area_mm2:.2f} mm²"
     feature["properties"]["isLocked"] = True
     return feature
 
 
 def _feature(slide: str, name: str, kind: str, corners: list[tuple[float, float]], label: str) -> dict[str, Any]:
-    colour = COLOURS["hotspot" if name == "hotspot" else "detection"]
+    colour = COLOURS["hotspot" if name.startswith("hotspot") else "detection"]
     ring = [[round(x, 2), round(y, 2)] for x, y in [*corners, corners[0]]]
     return {
         "type": "Feature",

@@ -31,7 +31,7 @@ from mitosis.runtime import choose_device, choose_dtype, versions
 from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 from mitosis.unet import UNet
-from mitosis.validation import Metrics, check_patches, score_patches
+from mitosis.validation import Metrics, calibrate, check_patches, score_patches
 
 __all__ = ["Run", "learning_rate", "train"]
 
@@ -184,6 +184,7 @@ class Run:
         )
         if not self.history or metrics.f1 >= max(before.f1 for before in self.history):
             self.best = copy.deepcopy(self.average.state_dict())
+            self.calibration = calibrate(self.val_index, scores, (threshold, metrics.count_threshold))
         self.history.append(metrics)
         self.losses = []
         self._save(step)
@@ -195,6 +196,7 @@ class Run:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "best": self.best,
+            "calibration": self.calibration,
             "optimizer": self.optimizer.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
             "skipped": self.skipped,
@@ -218,7 +220,7 @@ class Run:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
+        self.best, self.calibration = state["best"], state.get("calibration", [])
         self.history = [Metrics(**metrics) for metrics in state["history"]]
         self.skipped = state["skipped"]
         self.start_card = state["start_card"]
@@ -233,7 +235,7 @@ class Run:
             mpp=self.index.patches[0].mpp,
             threshold=best.threshold,
             count_threshold=best.count_threshold,
-            validation={"cases": self.val_index.cases, **asdict(best)},
+            validation={"cases": self.val_index.cases, **asdict(best), "calibration": self._left_out()},
             training={
                 "cases": sorted({*self.train_index.cases, *self.start_card.get("cases", [])}),
                 "source_sha256": sorted(self._sources() | {*self.start_card.get("source_sha256", [])}),
@@ -245,6 +247,9 @@ class Run:
             versions=versions(),
         )
         return save_model(self.out, {name: value.cpu() for name, value in self.best.items()}, card)
+
+    def _left_out(self) -> list[dict[str, Any]]:
+        return self.calibration if self.val_index is not self.train_index else []
 
     def _sources(self) -> set[str]:
         return {patch.source_sha256 for patch in self.train_index.patches}

@@ -146,7 +146,7 @@ def posterior(found: int, area_mm2: float, calibration: Sequence[CaseCounts] = (
     rate = shape / (case.density * area_mm2)
     n_parts = -(-N_DRAWS * (found + 1) // MOST_TERMS)
     parts = zip(*(np.array_split(v, n_parts) for v in (recall, false_mean, shape, rate)), strict=True)
-    explained = [_explain(found, *part, rng) for part in parts]
+    explained = [_explain(found, r, f, k, b, rng) for r, f, k, b in parts]
     weight = np.concatenate([w for w, _ in explained])
     n_found = np.concatenate([n for _, n in explained])
     chance = np.exp(weight - weight.max())
@@ -242,8 +242,8 @@ def _draw_grid(
     """Draws, float64 [N_DRAWS] each, of a parameter between `ends` and of one between 0 and 1, on and around a grid."""
     n, m = GRID
     step = (ends[1] - ends[0]) / n
-    first = ends[0] + (np.arange(n) + 0.5) * step
-    second = (np.arange(m) + 0.5) / m
+    first: FloatArray = ends[0] + (np.arange(n) + 0.5) * step
+    second: FloatArray = (np.arange(m) + 0.5) / m
     logs = log_posterior(first[:, None], second[None, :]).ravel()
     chosen = rng.choice(n * m, N_DRAWS, p=np.exp(logs - logsumexp(logs)))
     shift = rng.uniform(-0.499, 0.499, (2, N_DRAWS))

@@ -1,7 +1,8 @@
 """What is looked at before training and during it: whether the patches can be learned from, and how good it gets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,15 @@ from mitosis.config import Config
 from mitosis.detections import concatenate, find_peaks, merge
 from mitosis.engines import torch_engine
 from mitosis.errors import ConfigError, PatchIndexError
+from mitosis.evaluation import evaluate
+from mitosis.geometry import area_mm2
 from mitosis.losses import LOSSES
 from mitosis.patches import Patch, PatchIndex
 from mitosis.ranking import SlideScores
 from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 
-__all__ = ["Metrics", "check_patches", "score_patches"]
+__all__ = ["Metrics", "calibrate", "check_patches", "score_patches"]
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,26 @@ def score_patches(
         mpp = patches[0].slide_mpp
         scores.append(SlideScores(slide_id, mpp, index.figures(slide_id), merge(concatenate(found), mpp, merge_um)))
     return scores
+
+
+def calibrate(index: PatchIndex, scores: Sequence[SlideScores], thresholds: Sequence[float]) -> list[dict[str, Any]]:
+    """True positives, false positives and false negatives of each case of `index` at each threshold, for the card.
+
+    `scores` are those of `score_patches`. The area is that of the tiles, glass between the tissue included.
+    """
+    case_of = {patch.slide_id: patch.case_id for patch in index.patches}
+    area = dict.fromkeys(sorted(set(case_of.values())), 0.0)
+    for patch in index.patches:
+        if patch.on_grid:
+            area[patch.case_id] += area_mm2(patch.size**2, patch.mpp)
+    rows = []
+    for threshold in dict.fromkeys(thresholds):
+        counts = {case: [0, 0, 0] for case, size in area.items() if size > 0}
+        for slide in evaluate(scores, threshold).slides:
+            result, sums = slide.result, counts[case_of[slide.slide]]
+            sums[:] = (a + b for a, b in zip(sums, (result.tp, result.fp, result.fn), strict=True))
+        rows += [
+            {"case": case, "threshold": threshold, "tp": tp, "fp": fp, "fn": fn, "area_mm2": round(area[case], 6)}
+            for case, (tp, fp, fn) in counts.items()
+        ]
+    return rows

@@ -1,5 +1,6 @@
 """``mitosis count``."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,10 @@ def count(
     engine: Annotated[
         str | None, typer.Option("--engine", help="auto, openvino, onnxruntime or torch. Default: auto, the fastest.")
     ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", help="Grading rule, e.g. nottingham-density. May be repeated. Default: no grade."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
     config: ConfigFile = None,
     settings: Set = None,
@@ -44,12 +49,22 @@ def count(
 
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
+    from mitosis.grading import find_rule
     from mitosis.inference import Model, count_slides
     from mitosis.models import find_model
 
-    given = {"hotspot_mm2": hotspot_mm2, "threshold": threshold, "engine": engine, "workers": workers}
+    given: dict[str, object] = {
+        "hotspot_mm2": hotspot_mm2,
+        "threshold": threshold,
+        "engine": engine,
+        "workers": workers,
+    }
+    if rule:
+        given["rules"] = json.dumps(rule)
     extra = tuple(f"count.{key}={value}" for key, value in given.items() if value is not None)
     chosen = load_config(config, (*(settings or ()), *extra)).count
+    for name in chosen.rules:
+        find_rule(name)  # before a slide is read
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp)
     loaded = Model.load(find_model(model), chosen)
     with Progress(transient=True) as progress:
@@ -76,8 +91,10 @@ def _sentence(report: "CountReport") -> str:
     hotspot = report.hotspot
     low, high = hotspot.interval
     damaged = f", {report.excluded_mm2:.2f} mm² unreadable" if report.status == "degraded" else ""
+    true = f"; true count {report.true_count.low} to {report.true_count.high} with 95 %" if report.true_count else ""
+    grades = "".join(f" {grade}. [{grade.rule.citation}]" for grade in report.grades)
     return (
         f"{report.slide}: {hotspot.mitotic_count} mitotic figures in the hotspot of {hotspot.area_mm2:.2f} mm² "
-        f"(95 % interval {low:.0f} to {high:.0f}); "
-        f"{report.mitotic_count} in {report.tissue_mm2:.2f} mm² of tissue{damaged}."
+        f"(95 % interval {low:.0f} to {high:.0f}{true}); "
+        f"{report.mitotic_count} in {report.tissue_mm2:.2f} mm² of tissue{damaged}.{grades}"
     )
