@@ -154,11 +154,11 @@ class VerifierConfig(_Section):
     """Share of a batch that is mitotic figures."""
     look_alike_share: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Share of a batch that is marked look-alikes, where there are any; the rest is other candidates."""
-    augment: Fraction = 0.6
+    augment: Fraction = 0.3
     """Strength of augmentation, the same for all: were it heavier for figures, blur and noise would tell them."""
     shift: Annotated[int, Field(ge=0, le=32)] = 5
     """A crop is moved by up to this many px in x and in y, as a candidate may lie beside its nucleus."""
-    learning_rate: Positive = 3e-3
+    learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the moving average of the weights, a step."""

@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,19 +143,16 @@ class CandidateSet:
         return CandidateSet(self.folder, chosen, slides)
 
     def crop(self, candidate: Candidate) -> NDArray[np.uint8]:
-        """Its crop, uint8 [side, side, 3], read-only.
+        """Its crop, uint8 [side, side, 3].
 
         Raises
         ------
         PatchIndexError
             The array is missing, or is not what the index says.
         """
-        pixels: NDArray[np.uint8] = self._arrays[candidate.slide_id][candidate.row]
-        return pixels
-
-    @cached_property
-    def _arrays(self) -> dict[str, NDArray[np.uint8]]:
-        return {name: _load(self.folder, name, slide.n_crops) for name, slide in self.slides.items() if slide.n_crops}
+        # Opened anew each time: a thousand slides would be more open files than most systems allow.
+        slide = self.slides[candidate.slide_id]
+        return np.array(_load(self.folder, candidate.slide_id, slide.n_crops)[candidate.row])
 
 
 def _candidate(row: Mapping[str, str]) -> Candidate:

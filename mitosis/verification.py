@@ -219,7 +219,7 @@ def _item(crop: NDArray[np.uint8], settings: VerifierConfig, row: int, time: int
     """A crop as the network sees it; what it is depends on (seed, row, time) alone."""
     rng = np.random.default_rng([settings.seed, row, time])
     seed = int(rng.integers(2**32))
-    turned, _ = augment(np.array(crop), np.zeros(crop.shape[:2], np.uint8), settings.augment, seed)
+    turned, _ = augment(crop, np.zeros(crop.shape[:2], np.uint8), settings.augment, seed)
     shift = min(settings.shift, (len(crop) - settings.crop) // 2)
     x, y = rng.integers(-shift, shift + 1, 2).tolist()
     return centre(np.roll(turned, (y, x), axis=(0, 1)), settings.crop)
