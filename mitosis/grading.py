@@ -95,7 +95,7 @@ class Grade:
     value : float or None
         The count in the rule's area, or the density; None without an area.
     scaled : bool
-        The count was made in an area that differs from the rule's by more than 2 %, and scaled.
+        The rule compares counts, and this one was made in an area that differs from the rule's by more than 2 %.
     probabilities : dict
         Score to the probability that the mean of such windows belongs to it. A count near a cut-off is close to a coin
         flip between two scores, and this says so.
@@ -139,7 +139,8 @@ def grade(count: int, area_mm2: float, rule: Rule, means: NDArray[np.float64] | 
         means = np.random.default_rng(seed).gamma(count + 0.5, 1.0, 4000)
     scores = [rule.score(v) for v in (means * rule.value(1, area_mm2)).tolist()]
     probabilities = {c.score: scores.count(c.score) / len(scores) for c in rule.classes}
-    return Grade(rule.score(value), value, abs(area_mm2 / rule.area_mm2 - 1) > 0.02, probabilities, rule)
+    scaled = rule.counts == "count" and abs(area_mm2 / rule.area_mm2 - 1) > 0.02
+    return Grade(rule.score(value), value, scaled, probabilities, rule)
 
 
 def find_rule(name: str) -> Rule:

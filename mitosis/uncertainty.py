@@ -242,8 +242,8 @@ def _draw_grid(
     """Draws, float64 [N_DRAWS] each, of a parameter between `ends` and of one between 0 and 1, on and around a grid."""
     n, m = GRID
     step = (ends[1] - ends[0]) / n
-    first: FloatArray = ends[0] + (np.arange(n) + 0.5) * step
-    second: FloatArray = (np.arange(m) + 0.5) / m
+    first = np.float64(ends[0]) + (np.arange(n, dtype=np.float64) + 0.5) * step
+    second = (np.arange(m, dtype=np.float64) + 0.5) / m
     logs = log_posterior(first[:, None], second[None, :]).ravel()
     chosen = rng.choice(n * m, N_DRAWS, p=np.exp(logs - logsumexp(logs)))
     shift = rng.uniform(-0.499, 0.499, (2, N_DRAWS))

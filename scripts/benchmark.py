@@ -3,6 +3,7 @@
 Usage: python scripts/benchmark.py read [--slide FILE] [--json]
        python scripts/benchmark.py load [--patches FOLDER] [--json]
        python scripts/benchmark.py evaluate [--detections N] [--json]
+       python scripts/benchmark.py hotspot [--json]
 
 Figures are medians over rounds in which the contenders take turns on fresh work, as CPU time of the process, so a busy
 machine disturbs the ratios little. A benchmark is a function and a line in `BENCHMARKS`.
@@ -31,6 +32,8 @@ from scipy.spatial import cKDTree
 from mitosis.cohort import find_sources
 from mitosis.config import load_config
 from mitosis.dataset import PatchDataset, load_batches
+from mitosis.densest_discs import densest_discs
+from mitosis.densest_rectangles import densest_rectangles
 from mitosis.detections import Detections
 from mitosis.extraction import extract_patches
 from mitosis.geometry import Box
@@ -47,6 +50,7 @@ ROUNDS = 5
 EVALUATE_ROUNDS = 3
 REGION, N_REGIONS = 512, 60
 N_PATCHES, N_STEPS = 48, 6
+N_POINTS, EVERY = 100_000, 50
 TILE = 256
 
 
@@ -210,6 +214,42 @@ def _slide_scores(marks: NDArray[np.float64], found: NDArray[np.float64], scores
     return SlideScores("slide", 1.0, marks, Detections(found, scores, np.zeros(len(scores))), area_mm2=1.0)
 
 
+def hotspot(arguments: argparse.Namespace) -> list[Figure]:  # noqa: ARG001 (every benchmark takes them)
+    """Time to find the exact densest window of 2.37 mm² among `N_POINTS` points on 1.5 cm², against an exact rival.
+
+    The rival looks, for each point, at the windows whose left edge meets it, as `mitosis` did before. It gets one in
+    `EVERY` of the points to begin at, and its time is multiplied by `EVERY`.
+    """
+    rng = np.random.default_rng(0)
+    slide = np.array([56_000.0, 43_000.0])  # px of 0.25 µm
+    points = rng.uniform(0, 1, (N_POINTS, 2)) * slide
+    area = 2.37e6 / 0.25**2
+    size = np.array([(area * 4 / 3) ** 0.5, (area * 3 / 4) ** 0.5])
+    contenders: dict[str, Callable[[Any], Any]] = {
+        "rectangle": lambda p: densest_rectangles(p, size, slide - size, np.empty((0, 4))),
+        "disc": lambda p: densest_discs(p, float((area / np.pi) ** 0.5), np.empty((0, 2))),
+        "point by point": lambda p: _point_by_point(p, size),
+    }
+    seconds = _take_turns(contenders, [{name: [points] for name in contenders}])
+    rival = seconds.pop("point by point") * EVERY
+    return [
+        Figure(f"{name}, {N_POINTS} points, against point by point", value, "CPU s", rival, rival / value)
+        for name, value in seconds.items()
+    ]
+
+
+def _point_by_point(points: NDArray[np.float64], size: NDArray[np.float64]) -> int:
+    """The most points in a rectangle whose left edge meets one in `EVERY` of them."""
+    points, most = points[np.argsort(points[:, 1])], 0
+    first = np.searchsorted(points[:, 1], points[:, 1] - size[1])
+    end = np.searchsorted(points[:, 1], points[:, 1] + size[1], side="right")
+    for i in range(0, len(points), EVERY):
+        near = points[first[i] : end[i]]
+        y = near[(near[:, 0] >= points[i, 0]) & (near[:, 0] <= points[i, 0] + size[0]), 1]
+        most = max(most, int((np.searchsorted(y, y + size[1], side="right") - np.arange(len(y))).max()))
+    return most
+
+
 class _RawTiles:
     """Complete JPEG streams of a slide's level 0, ready to decode."""
 
@@ -305,6 +345,7 @@ def _stained_noise(side: int) -> NDArray[np.uint8]:
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "evaluate": evaluate,
+    "hotspot": hotspot,
     "load": load,
     "read": read,
 }

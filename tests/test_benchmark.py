@@ -62,6 +62,17 @@ def test_evaluate_times_every_protocol_and_the_curve(
     assert memory["baseline"] == pytest.approx((200 * 2 + 2000 * 3) * 8 / 1e6)
 
 
+def test_hotspot_times_both_shapes(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(script["main"].__globals__, "N_POINTS", 500)
+    script["main"](["hotspot", "--json"])
+    rectangle, disc = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert rectangle["name"].startswith("rectangle, 500 points")
+    assert rectangle["value"] > 0 < disc["value"]
+    assert rectangle["baseline"] == disc["baseline"] > 0
+
+
 def test_without_json_it_prints_a_table(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

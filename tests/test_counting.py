@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from mitosis.counting import CountReport, find_hotspot, mitotic_count, poisson_interval
 from mitosis.detections import Detections
+from mitosis.errors import ConfigError
 from mitosis.files import dump_json
 from mitosis.geometry import Box
+from mitosis.hotspots import find_hotspots, within_region
 from mitosis.slides import BadTile
 from mitosis.tissue import TissueMask
+from mitosis.uncertainty import CaseCounts
 
 SLIDE = (2000, 1500)  # px of 1 µm: 2 x 1.5 mm
 
@@ -180,3 +183,68 @@ def test_report_is_plain_json():
     assert set(plain) == set(CountReport.__dataclass_fields__)
     assert plain["bad_tiles"] == [{"level": 0, "box": [0, 0, 80, 80], "reason": "premature end"}]
     assert plain["hotspot"]["mitotic_count"] == 1
+
+
+def test_a_disc_has_its_area_and_counts_its_points():
+    hotspot = find_hotspot([(1000, 700), (1040, 730), (1000, 1100)], tissue_of(), 0.12, shape="disc")
+    assert hotspot.shape == "disc"
+    assert (hotspot.mitotic_count, hotspot.window_mm2, hotspot.area_mm2) == (2, 0.12, pytest.approx(0.12))
+    assert ((hotspot.x0 + hotspot.x1) / 2, (hotspot.y0 + hotspot.y1) / 2) == pytest.approx((1020, 715))
+    assert np.pi * ((hotspot.x1 - hotspot.x0) / 2000) ** 2 == pytest.approx(0.12)
+    outline = np.array(hotspot.outline())
+    assert np.hypot(*(outline - (1020, 715)).T) == pytest.approx((hotspot.x1 - hotspot.x0) / 2)
+    half = find_hotspot([(0, 700)], tissue_of(), 0.12, shape="disc")
+    assert half.area_mm2 == pytest.approx(0.06, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", ["rectangle", "disc"])
+@settings(max_examples=25)
+@given(st.lists(point, min_size=1, max_size=12))
+def test_several_windows_do_not_overlap_and_share_no_point(shape, points):
+    found = find_hotspots(points, tissue_of(), 0.12, shape=shape, n=4)
+    counts = [spot.mitotic_count for spot in found]
+    assert counts == sorted(counts, reverse=True)
+    assert sum(counts) <= len(points)
+    assert min(counts) > 0
+    for i, a in enumerate(found):
+        for b in found[:i]:
+            if shape == "rectangle":
+                assert a.x0 > b.x1 - 1e-5 or b.x0 > a.x1 - 1e-5 or a.y0 > b.y1 - 1e-5 or b.y0 > a.y1 - 1e-5
+            else:
+                assert np.hypot(a.x0 - b.x0, a.y0 - b.y0) >= (a.x1 - a.x0) * (1 - 1e-6)
+
+
+def test_only_the_region_counts():
+    points = [(300, 300), (310, 300), (320, 300), (1500, 1000), (1510, 1000)]
+    box = find_hotspot(points, tissue_of(), 0.12, region=(1400, 900, 2000, 1500))
+    assert box.contains(points).tolist() == [False, False, False, True, True]
+    triangle = [(1000, 1500), (2000, 1500), (2000, 500)]
+    assert within_region(tissue_of(), triangle).area_mm2 == pytest.approx(0.5, rel=0.02)
+    report = report_of(detections_at(points), tissue_of(), hotspot_mm2=0.12, region=triangle)
+    assert (report.mitotic_count, report.n_candidates, report.region) == (2, 2, tuple(triangle))
+    assert report.tissue_mm2 == pytest.approx(0.5, rel=0.02)
+    for wrong in ([(0, 0), (10, 10)], [(0, 0), (10, 10), (10, 0), (0, 10)], [(0, 0), (1, np.nan), (3, 3)]):
+        with pytest.raises(ConfigError, match="region"):
+            find_hotspot(points, tissue_of(), region=wrong)
+
+
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(ConfigError, match="Known: disc, rectangle"):
+        find_hotspot([(3, 3)], tissue_of(), shape="hexagon")
+
+
+def test_grades_and_the_true_count_come_only_when_asked_for():
+    detections = detections_at([(1500, 700 + 10 * k) for k in range(9)])
+    plain = report_of(detections, tissue_of(), hotspot_mm2=1.0)
+    assert (plain.grades, plain.true_count) == ((), None)
+    cases = [CaseCounts(8 * k, 5, 2 * k, 5.0) for k in (1, 2, 4, 8)]
+    asked = report_of(detections, tissue_of(), hotspot_mm2=1.0, rules=["nottingham-density", "net"], calibration=cases)
+    assert [(g.rule.name, g.score) for g in asked.grades] == [("nottingham-density", "3"), ("net", "G2")]
+    assert asked.true_count.low <= 10 <= asked.true_count.high
+    written = json.loads(dump_json(asked.to_dict()))["grades"][0]
+    assert "HL7" in written["rule"]["citation"]
+    assert set(written["probabilities"]) == {"1", "2", "3"}
+    blank = tissue_of(mask=np.zeros((188, 250), dtype=bool))
+    assert report_of(Detections.empty(), blank, rules=["net"], calibration=cases).grades == ()
+    with pytest.raises(ConfigError, match="--rule nett"):
+        report_of(detections, tissue_of(), rules=["nett"])
