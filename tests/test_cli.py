@@ -16,7 +16,7 @@ from PIL import Image
 from mitosis.cli import main
 from mitosis.patches import PatchIndex
 
-VERBS = ("info", "lint", "mine", "extract", "train", "count", "evaluate")
+VERBS = ("info", "lint", "mine", "verify", "extract", "train", "count", "evaluate", "models", "export")
 SMALL = ("--set", "extract.size=64", "--set", "extract.jitter=12", "--workers", "1")
 SEEN = ("--allow-seen", "A01,A02")
 TILES = ("--set", "count.tile_size=128", "--set", "count.hotspot_mm2=0.005")
