@@ -109,13 +109,14 @@ def _describe(folder: Path) -> ShippedModel:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         stages = [folder / "model.safetensors", *([folder / "verifier.safetensors"] if card.get("verifier") else [])]
         final = card.get("verifier") or card
+        validation = final.get("validation", {})
         return ShippedModel(
             name=folder.name,
             mpp=card["mpp"],
             n_parameters=sum(_count_parameters(stage) for stage in stages),
             size_bytes=sum(stage.stat().st_size for stage in stages),
             threshold=final["threshold"],
-            f1=final.get("validation", {}).get("f1"),
+            f1=validation.get("both_stages", validation).get("f1"),
             intended_use=card["intended_use"],
             folder=folder,
         )

@@ -103,6 +103,7 @@ def test_train_says_how_good_it_got_and_where_the_model_is(walked):
     assert [line.split(":")[0] for line in lines[:2]] == ["step 20", "step 40"]
     card = json.loads((folder / "run" / "model.json").read_text())
     assert card["validation"]["cases"] == ["B"]
+    assert {row["case"] for row in card["validation"]["calibration"]} == {"B"}
     assert f"Best: F1 {card['validation']['f1']:.3f} at step {card['validation']['step']}" in lines[-2]
     assert lines[-1] == str(folder / "run" / "model.safetensors")
 

@@ -200,9 +200,12 @@ def test_a_result_is_not_overwritten_by_the_next(name):
 
 
 def test_no_engine_runs_a_size_that_does_not_fit_the_stride(name):
-    """Each has an error of its own."""
+    """Each has an error of its own, and goes on with what does fit."""
+    engine = build_engine(busy_network(depth=2), CPU, name)
+    expected = engine(fields(3))
     with pytest.raises(Exception, match=r"(?i)dimension|shape|size"):
-        build_engine(busy_network(depth=2), CPU, name)(fields(1)[:, :62])
+        engine(fields(3)[:, :62])
+    np.testing.assert_allclose(engine(fields(3)), expected, atol=2e-5)
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,8 @@ def test_every_verb_and_the_python_run_one_after_the_other(tmp_path: Path) -> No
         "verify",
         "count",
         "evaluate",
+        "models",
+        "export",
     }
     for words in verbs:
         assert words[0] == "mitosis"
