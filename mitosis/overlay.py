@@ -23,6 +23,8 @@ __all__ = ["draw_overlay"]
 
 WIDTH, HEIGHT, DPI = 1800, 1140, 100
 MARGIN = 20
+LONGEST = 94
+"""Letters of the headline that fit."""
 PANEL = (870, 560)
 CROP, GALLERY = 158, (2, 10)
 CROP_UM, CROP_MPP = 40.0, 0.25
@@ -97,8 +99,12 @@ def _headline(report: CountReport) -> str:
     chance = f"95 % Poisson interval {low:.1f}–{high:.1f}"
     if report.true_count:
         chance = f"true count {report.true_count.low}–{report.true_count.high} (95 %)"
-    grades = "".join(f"   {g.rule.name}: {g.score}" for g in report.grades if g.score)
-    return f"{hotspot.mitotic_count} mitotic {figures} in {hotspot.area_mm2:.2f} mm² (hotspot)   {chance}{grades}"
+    line = f"{hotspot.mitotic_count} mitotic {figures} in {hotspot.area_mm2:.2f} mm² (hotspot)   {chance}"
+    for given in (f"   {g.rule.name}: {g.score}" for g in report.grades if g.score):
+        if len(line) + len(given) > LONGEST:  # the others are in count.json
+            return f"{line}   …"
+        line += given
+    return line
 
 
 def _whole_slide(report: CountReport) -> str:

@@ -550,3 +550,19 @@ def test_marks_that_cannot_be_used_are_warned_of(slides, model_folder, tmp_path)
     assert (code, err) == (0, "Warning: A01: 1 marks lie outside the slide and are left out.\n")
     pooled = json.loads(out)["pooled"]
     assert [pooled[name] for name in ("tp", "fp", "fn", "fp_on_look_alikes")] == [6, 0, 0, 0]
+
+
+def test_a_count_is_graded_by_the_rules_that_are_named(walked, slides_folder, tmp_path):
+    folder, _ = walked
+    words = ("count", slides_folder / "A01.png", "--model", folder / "run", *TILES)
+    code, out, _ = run(*words, "--rule", "nottingham-density", "--rule", "net", "--out", tmp_path / "graded")
+    assert code == 0
+    assert "nottingham-density: " in out
+    assert "[HL7 FHIR Breast Cancer Data guide 2018" in out
+    assert "true count" in out
+    found = json.loads((tmp_path / "graded" / "A01" / "count.json").read_text())
+    assert [grade["rule"]["name"] for grade in found["grades"]] == ["nottingham-density", "net"]
+    assert found["true_count"]["n_cases"] == 1
+    with (tmp_path / "graded" / "summary.csv").open(newline="") as stream:
+        assert next(csv.DictReader(stream))["grades"].startswith("nottingham-density: ")
+    assert "Did you mean 'net'" in expect_error(*words, "--rule", "nett", "--out", tmp_path / "refused")
