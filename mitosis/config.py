@@ -88,8 +88,8 @@ class TrainConfig(_Section):
     fourier_share: Fraction = 0.0
     """Share of the patches whose slow amplitudes are mixed with those of a patch of another domain (else case)."""
     fourier_beta: Annotated[float, Field(ge=0, le=0.1)] = 0.01
-    """Amplitudes are mixed up to this many periods a px; 0 is the mean colour alone. From 0.03 on the waves are as short
-    as a nucleus is wide, and colours flicker."""
+    """Amplitudes are mixed up to this many periods a px; 0 is the mean colour alone. From 0.03 on the waves are as
+    short as a nucleus is wide, and colours flicker."""
     colour_jitter: HalfWidth = 0.0
     """Gamma of red, green and blue, each by itself, is 1 ± this, and gain 1 ± half of it."""
     scanner_jitter: Fraction = 0.0

@@ -87,7 +87,7 @@ def choose_threshold(
     Parameters
     ----------
     objective : {"f1", "count"}
-        `count` gives an unbiased count: false positives make up for what is missed.
+        `count` gives an unbiased count: false positives make up for what is missed. Something is always counted.
 
     Raises
     ------

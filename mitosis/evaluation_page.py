@@ -23,7 +23,8 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } th { font-
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1em; }
 .plots svg { width: 100%; height: auto; }
 .crops { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: .8em; }
-figure { margin: 0; font-size: 12px; } figure img { width: 100%; display: block; border: 1px solid #ddd; box-sizing: border-box; }
+figure { margin: 0; font-size: 12px; }
+figure img { width: 100%; display: block; border: 1px solid #ddd; box-sizing: border-box; }
 figcaption { overflow-wrap: anywhere; } .none { aspect-ratio: 1; background: #eee; }
 """
 

@@ -94,9 +94,11 @@ def test_no_threshold_counts_with_less_bias(data):
         result = evaluate(slides, threshold).pooled
         return abs(result.tp + result.fp - n_figures)
 
+    best = max((found[2] for _, some in data for found in some), default=0)
     if evaluate(slides, 0.05).pooled.tp:
         chosen = choose_threshold(slides, objective="count")
-        assert bias(chosen) == min(bias(t) for t in (0.1, 0.3, 0.3001, 0.7, 0.9))
+        assert chosen <= best  # one that counts nothing at all is no choice
+        assert bias(chosen) == min(bias(t) for t in (0.1, 0.3, 0.3001, 0.7, 0.9) if t <= best)
 
 
 def test_crossed_thresholds_are_chosen_on_the_other_cases():
