@@ -77,11 +77,11 @@ class TrainConfig(_Section):
     """Share of a batch that holds a mitotic figure (samplers `oversample`, `undersample…`, `combined`)."""
     mix: tuple[Fraction, Fraction, Fraction] = (0.5, 0.25, 0.25)
     """Shares of a batch with a figure, with a look-alike only, and with neither (sampler `mix`); their sum is 1."""
-    augment_figure: Fraction = 0.6
+    augment_figure: Fraction = 0.0
     """Strength of augmentation of a patch with a figure the first time an epoch shows it; 0 light, 1 heaviest."""
     augment_others: Fraction = 0.0
     """Strength of augmentation of all other patches."""
-    augment_per_repeat: Fraction = 0.1
+    augment_per_repeat: Fraction = 0.0
     """How much the strength rises with each further time an epoch shows a patch, up to 1."""
     resolution_jitter: HalfWidth = 0.0
     """A crop is resampled as if scanned at the patch's µm/px times 1 ± this: 0.2 makes 0.20 to 0.30 of 0.25."""

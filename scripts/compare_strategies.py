@@ -5,8 +5,9 @@ Examples:
   python scripts/compare_strategies.py PATCHES --out comparison --folds 00,02 01,03,04 --seeds 3 --set train.steps=600
 
 PATCHES comes from ``mitosis extract``. The cases of a fold are left out of training and predicted; a threshold is
-chosen on the predictions of the other folds. Every run is kept, so a command that was stopped goes on when it is given
-again, and more seeds or strategies can be added. Writes comparison.csv, comparison.md and comparison.png.
+chosen on the predictions of the other folds. The rows after "oversample, heavy augmentation" differ from it in one
+thing each. Every run is kept, so a command that was stopped goes on when it is given again, and more seeds or
+strategies can be added. Writes comparison.csv, comparison.md and comparison.png.
 """
 
 import argparse
@@ -34,25 +35,25 @@ from mitosis.patches import Patch, PatchIndex
 from mitosis.ranking import DetectionCurve, SlideScores
 
 PLAIN = ("train.sampler=uniform", "train.loss=ce", "train.class_weighting=none", "train.augment_figure=0")
-OVERSAMPLE = ("train.sampler=oversample",)
+HEAVY = ("train.augment_figure=0.6", "train.augment_per_repeat=0.1")
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "nothing": PLAIN,
     "weighted cross-entropy": (*PLAIN, "train.class_weighting=inverse"),
     "effective number": (*PLAIN, "train.class_weighting=effective"),
-    "undersample": (*OVERSAMPLE, "train.sampler=undersample"),
-    "undersample each epoch": ("train.sampler=undersample-each-epoch",),
-    "oversample, light augmentation": (*OVERSAMPLE, "train.augment_figure=0", "train.augment_per_repeat=0"),
-    "default: oversample, heavy augmentation, Dice + CE": (),
-    "combined": ("train.sampler=combined",),
-    "mix figure / look-alike / random": ("train.sampler=mix",),
-    "balanced": ("train.sampler=balanced",),
-    "copy-paste": ("train.paste_share=0.3",),
-    "SMOTE": ("train.smote_share=0.3",),
-    "loss: cross-entropy": ("train.loss=ce",),
-    "loss: Dice": ("train.loss=dice",),
-    "loss: Tversky": ("train.loss=tversky",),
-    "loss: focal": ("train.loss=focal",),
-    "loss: Dice + top-k": ("train.loss=dice+topk",),
+    "default: oversample, light augmentation, Dice + CE": (),
+    "oversample, heavy augmentation": HEAVY,
+    "undersample": (*HEAVY, "train.sampler=undersample"),
+    "undersample each epoch": (*HEAVY, "train.sampler=undersample-each-epoch"),
+    "combined": (*HEAVY, "train.sampler=combined"),
+    "mix figure / look-alike / random": (*HEAVY, "train.sampler=mix"),
+    "balanced": (*HEAVY, "train.sampler=balanced"),
+    "copy-paste": (*HEAVY, "train.paste_share=0.3"),
+    "SMOTE": (*HEAVY, "train.smote_share=0.3"),
+    "loss: cross-entropy": (*HEAVY, "train.loss=ce"),
+    "loss: Dice": (*HEAVY, "train.loss=dice"),
+    "loss: Tversky": (*HEAVY, "train.loss=tversky"),
+    "loss: focal": (*HEAVY, "train.loss=focal"),
+    "loss: Dice + top-k": (*HEAVY, "train.loss=dice+topk"),
 }
 PHANTOM = (
     "extract.size=128",
