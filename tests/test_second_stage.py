@@ -295,6 +295,16 @@ def test_the_verb_collects_trains_and_says_what_came_of_it(fields, model_folder,
     assert counts == [7, 14]
 
 
+def test_the_verb_does_not_judge_by_cases_that_the_first_stage_knows(fields, model_folder, tmp_path):
+    model = first_stage(model_folder, tmp_path / "first")
+    slides = [fields / f"{name}.png" for name in ("A01", "A02", "B01")]
+    words = ("verify", *slides, "--annotations", fields, "--model", model, "--out", tmp_path / "both")
+    code, out, err = run(*words, "--case-pattern", "^[A-D]", *SET)
+    assert (code, err) == (0, "")
+    assert "On left-out training cases (A, B)" in out
+    assert "judge the second stage by slides of validation cases" in out
+
+
 def test_it_explains_itself_without_torch():
     code = (
         "import sys; sys.argv = ['mitosis', 'verify', '--help']\n"
