@@ -162,6 +162,8 @@ class VerifierConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the moving average of the weights, a step."""
+    smote: bool = False
+    """Learn the last layer anew on the features of all candidates, the rarer classes filled up by SMOTE."""
     combine: Literal["replace", "geometric"] = "geometric"
     """Final score: the probability of a mitotic figure, or its geometric mean with the score of the first stage."""
     folds: Annotated[int, Field(ge=2)] = 5

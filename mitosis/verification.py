@@ -16,6 +16,7 @@ from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, CandidateSet, cent
 from mitosis.detections import SCORE_STEPS, Detections
 from mitosis.engines import Engine, average_views, to_input
 from mitosis.errors import ModelError, PatchIndexError
+from mitosis.rebalance import refit_head
 from mitosis.runtime import choose_device, choose_dtype
 from mitosis.slides import Slide
 from mitosis.stain import StainLevels
@@ -151,7 +152,24 @@ def train_verifier(
         if not skipped:
             _update(average, network, min(settings.ema_decay, step / (step + 10)))
         on_step(step, loss)
-    return average.eval()
+    average.eval()
+    if settings.smote:
+        _rebalance(average, candidates, settings)
+    return average
+
+
+@torch.no_grad()
+def _rebalance(network: Verifier, candidates: CandidateSet, settings: VerifierConfig) -> None:
+    """Learn the last layer anew on the features of all labelled candidates, as they are, filled up by SMOTE."""
+    rows = [candidate for candidate in candidates.candidates if candidate.label in CLASSES]
+    device, features = next(network.parameters()).device, []
+    for start in range(0, len(rows), _BATCH):
+        crops = np.stack([candidates.crop(row) for row in rows[start : start + _BATCH]])
+        images = torch.from_numpy(np.ascontiguousarray(centre(crops, settings.crop)))
+        features.append(network.features(to_input(images.to(device))).cpu().numpy())
+    head = network.head[-1].cpu()
+    refit_head(head, np.concatenate(features), [CLASSES.index(row.label) for row in rows], settings.seed)
+    network.to(device)
 
 
 def _step(

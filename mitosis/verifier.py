@@ -111,8 +111,12 @@ class Verifier(nn.Module):
         """The network that the settings describe, with fresh weights."""
         return cls(config.width, config.crop, config.transformer)
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer decides by, [B, 4 width], of images [B, 3, side, side]."""
+        x: Tensor = self.blocks(self.stem(self.transformer(images)))
+        return x.mean(dim=(2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 3, side, side]."""
-        x = self.blocks(self.stem(self.transformer(images)))
-        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.features(images))
         return logits

@@ -235,3 +235,13 @@ def test_crops_of_the_index_are_cut_to_the_middle(tmp_path, monkeypatch):
         for image, label in zip(images.numpy(), labels.tolist(), strict=True):
             rows = expected[:8] if label == 1 else expected[8:]
             assert any(np.array_equal(image, crop) for crop in rows)
+
+
+def test_the_last_layer_can_be_learned_anew_from_classes_filled_up(tmp_path, learned):
+    """Only the last layer differs from the network without, and it still tells the spots apart."""
+    filled = train_verifier(candidate_set(tmp_path), QUICK.model_copy(update={"smote": True}))
+    for name, value in learned.state_dict().items():
+        assert torch.equal(value, filled.state_dict()[name]) != name.startswith("head")
+    slide, places = slide_of(9)
+    scores = score_crops(filled, read_crops(slide, places, MPP, QUICK.crop, None))
+    assert scores[:8].min() > scores[8:].max()
