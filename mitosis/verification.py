@@ -167,8 +167,7 @@ def _rebalance(network: Verifier, candidates: CandidateSet, settings: VerifierCo
         crops = np.stack([candidates.crop(row) for row in rows[start : start + _BATCH]])
         images = torch.from_numpy(np.ascontiguousarray(centre(crops, settings.crop)))
         features.append(network.features(to_input(images.to(device))).cpu().numpy())
-    head = network.head[-1].cpu()
-    refit_head(head, np.concatenate(features), [CLASSES.index(row.label) for row in rows], settings.seed)
+    refit_head(network.last.cpu(), np.concatenate(features), [CLASSES.index(row.label) for row in rows], settings.seed)
     network.to(device)
 
 

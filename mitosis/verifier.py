@@ -104,7 +104,8 @@ class Verifier(nn.Module):
             nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.blocks = nn.Sequential(_Block(width, width), _Block(width, 2 * width), _Block(2 * width, 4 * width))
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(4 * width, N_CLASSES))
+        self.last = nn.Linear(4 * width, N_CLASSES)
+        self.dropout = nn.Dropout(0.2)
 
     @classmethod
     def from_config(cls, config: VerifierConfig) -> "Verifier":
@@ -118,5 +119,5 @@ class Verifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 3, side, side]."""
-        logits: Tensor = self.head(self.features(images))
+        logits: Tensor = self.last(self.dropout(self.features(images)))
         return logits

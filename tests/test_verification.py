@@ -241,7 +241,7 @@ def test_the_last_layer_can_be_learned_anew_from_classes_filled_up(tmp_path, lea
     """Only the last layer differs from the network without, and it still tells the spots apart."""
     filled = train_verifier(candidate_set(tmp_path), QUICK.model_copy(update={"smote": True}))
     for name, value in learned.state_dict().items():
-        assert torch.equal(value, filled.state_dict()[name]) != name.startswith("head")
+        assert torch.equal(value, filled.state_dict()[name]) != name.startswith("last")
     slide, places = slide_of(9)
     scores = score_crops(filled, read_crops(slide, places, MPP, QUICK.crop, None))
     assert scores[:8].min() > scores[8:].max()
