@@ -23,6 +23,8 @@ SETTINGS = (
     "extract.jitter=16",
     "network.width=8",
     "network.normalise_stain=false",  # the samples are too small to measure a stain on
+    "train.augment_figure=0.6",  # drawn figures are too much alike: this makes them less so
+    "train.augment_per_repeat=0.1",
     "train.learning_rate=0.004",
     "train.ema_decay=0.98",
 )
