@@ -14,7 +14,7 @@ import environment
 SEED = 2026
 SIZE = (4608, 3584)  # px at 0.25 µm/px: 1.03 mm²
 SETTINGS = (
-    "train.steps=450",
+    "train.steps=600",
     "train.warmup_steps=20",
     "train.validate_every=150",
     "train.batch_size=12",
@@ -26,6 +26,7 @@ SETTINGS = (
     "train.augment_figure=0.6",  # drawn figures are too much alike: this makes them less so
     "train.augment_per_repeat=0.1",
     "train.learning_rate=0.004",
+    "train.precision=float32",  # the same on every processor, as far as may be
     "train.ema_decay=0.98",
 )
 
