@@ -46,6 +46,9 @@ __all__ = [
     "poisson_interval",
 ]
 
+FEWEST_CASES = 4
+"""Calibration cases that it takes to say how cases differ; with fewer the true count could be anything."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountReport:
@@ -161,7 +164,8 @@ def mitotic_count(
     rules : sequence of str
         Names of the grading rules to apply to the first hotspot.
     calibration : sequence of CaseCounts
-        What the detector does at this threshold on cases it has not seen; with them the true count gets an interval.
+        What the detector does at this threshold on cases it has not seen; with four or more of them the true count gets an
+        interval.
     bad_tiles : sequence of BadTile
         Places that could not be read.
     **provenance
@@ -192,7 +196,7 @@ def mitotic_count(
         more_hotspots=hotspots[1:],
         region=corners,
         true_count=_true_count(hotspots, calibration),
-        grades=_grades(hotspots, chosen, calibration),
+        grades=_grades(hotspots, chosen, calibration if len(calibration) >= FEWEST_CASES else ()),
         slide_dimensions=tissue.dimensions,
         slide_mpp=tissue.slide_mpp,
         mpp=mpp,
@@ -202,7 +206,7 @@ def mitotic_count(
 
 
 def _true_count(hotspots: Sequence[Hotspot], calibration: Sequence[CaseCounts]) -> TrueCount | None:
-    if not hotspots or not calibration or hotspots[0].area_mm2 <= 0:
+    if not hotspots or len(calibration) < FEWEST_CASES or hotspots[0].area_mm2 <= 0:
         return None
     return true_count(hotspots[0].mitotic_count, hotspots[0].area_mm2, calibration)
 

@@ -241,6 +241,9 @@ def test_grades_and_the_true_count_come_only_when_asked_for():
     asked = report_of(detections, tissue_of(), hotspot_mm2=1.0, rules=["nottingham-density", "net"], calibration=cases)
     assert [(g.rule.name, g.score) for g in asked.grades] == [("nottingham-density", "3"), ("net", "G2")]
     assert asked.true_count.low <= 10 <= asked.true_count.high
+    few = report_of(detections, tissue_of(), hotspot_mm2=1.0, rules=["net"], calibration=cases[:3])
+    assert few.true_count is None
+    assert few.grades == report_of(detections, tissue_of(), hotspot_mm2=1.0, rules=["net"]).grades
     written = json.loads(dump_json(asked.to_dict()))["grades"][0]
     assert "HL7" in written["rule"]["citation"]
     assert set(written["probabilities"]) == {"1", "2", "3"}
