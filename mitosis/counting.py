@@ -164,8 +164,8 @@ def mitotic_count(
     rules : sequence of str
         Names of the grading rules to apply to the first hotspot.
     calibration : sequence of CaseCounts
-        What the detector does at this threshold on cases it has not seen; with four or more of them the true count gets an
-        interval.
+        What the detector does at this threshold on cases it has not seen; four or more of them give the true count
+        an interval.
     bad_tiles : sequence of BadTile
         Places that could not be read.
     **provenance
