@@ -113,7 +113,7 @@ class TrainConfig(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 where the processor multiplies in it."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that load patches; 0 loads in the training process. The result does not depend on it."""
+    """Processes that load patches; 0 takes a thread of the training process. The result does not depend on it."""
     seed: int = 0
 
     @model_validator(mode="after")

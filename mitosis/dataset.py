@@ -1,14 +1,16 @@
 """Patches as the network sees them: cut to size, augmented, the same for any number of loader workers."""
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mitosis.augment import augment
 from mitosis.config import NetworkConfig, TrainConfig
@@ -163,11 +165,32 @@ def _starts(length: int, side: int, anchor: int | None) -> range:
 def load_batches(
     dataset: PatchDataset, batches: Sequence[Sequence[Draw]], workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 [B, crop, crop, 3] and masks float32 [B, crop, crop] of each batch, in order."""
+    """Images uint8 [B, crop, crop, 3] and masks float32 [B, crop, crop] of each batch, in order.
+
+    Without loader processes a thread loads ahead: most of its work leaves the interpreter free for the training step.
+    """
+    if not workers:
+        yield from _load_ahead(dataset, batches)
+        return
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # torch's type knows integers only
         num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context="spawn",
     )
     yield from loader
+
+
+def _load_ahead(dataset: PatchDataset, batches: Sequence[Sequence[Draw]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def load(batch: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+        images, masks = default_collate([dataset[draw] for draw in batch])
+        return images, masks
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(load, batch))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
