@@ -13,28 +13,22 @@ share the work.
 """
 
 import argparse
-import csv
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from crop_mosaics import write_mosaics
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
 from mitosis.cohort import SlideSource, find_sources, read_manifest
 from mitosis.config import Config, load_config
-from mitosis.detections import Detections
 from mitosis.extraction import extract_patches
 from mitosis.files import write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.mining import mine, read_marks
 from mitosis.patches import PatchIndex
-from mitosis.ranking import SlideScores
 from mitosis.second_stage import add_second_stage
 from mitosis.slides import open_slide
 from mitosis.training import train
@@ -55,9 +49,6 @@ TUNE = (
     "count.threshold=0.5",
 )
 """How false positives are mined, and how the first stage goes on learning with them as look-alikes."""
-
-MOSAIC_WIDTH, FADE, NEAR = 768, 8, 28
-"""Width of a mosaic; over how many px neighbours are blended; how near to an edge of its part a figure may lie, px."""
 
 
 def main() -> None:
@@ -80,7 +71,7 @@ class Data:
         """The slides of each collection; the crops of AMi-Br as a mosaic a slide."""
         manifest = self.out / "mosaics" / "manifest.csv"
         if not manifest.exists():
-            _write_mosaics(self.source / "amibr", manifest.parent)
+            write_mosaics(self.source / "amibr", manifest.parent)
         fields = {
             "mitos12": find_sources([self.source / "mitos12"], **_contest(self.source / "mitos12", "aperio", 0.2456)),
             "atypia14": find_sources(
@@ -132,7 +123,7 @@ class Fold:
             candidates = collect_candidates(seen, self._model(tuned), self.out / "candidates", self.config)
             add_second_stage(tuned, candidates, both, self.config, on_step=self._report)
         for model in (base, tuned, both):
-            self._predict(model, [slide for slide in slides if slide.case_id in {*self.cases, *VALIDATION}])
+            self._predict(model, [slide for slide in slides if slide.case_id in (self.cases or VALIDATION)])
 
     def _train(self, name: str, patches: PatchIndex, config: Config, start: Path | None = None) -> Path:
         out = self.out / name
@@ -178,109 +169,6 @@ class Fold:
 
 def _places(marks: Sequence[Any], label: Label) -> list[tuple[float, float]]:
     return [(mark.x, mark.y) for mark in marks if mark.label is label]
-
-
-def read_predictions(path: Path) -> list[SlideScores]:
-    """What `Fold` predicted for the slides that it left out."""
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        SlideScores(
-            row["slide"],
-            row["slide_mpp"],
-            np.array(row["figures"]).reshape(-1, 2),
-            Detections(np.array(row["xy"]).reshape(-1, 2), np.array(row["score"]), np.zeros(len(row["score"]))),
-            np.array(row["look_alikes"]).reshape(-1, 2),
-            row["case"],
-            row["domain"],
-            row["area_mm2"],
-        )
-        for row in rows
-    ]
-
-
-def _write_mosaics(source: Path, out: Path) -> None:
-    """Crops of 128 px round figures become a picture a slide, its parts of all sizes and blended at their edges.
-
-    Were they laid out in a grid, a network would learn that figures lie in the middle of its squares.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    crops: dict[tuple[str, str], list[str]] = {}
-    with (source / "crops.csv").open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            crops.setdefault((row["dataset"], row["slide"].partition(".")[0]), []).append(row["file"])
-    lines = ["slide,case,domain,mpp,annotations"]
-    for (dataset, slide), files in sorted(crops.items()):
-        name = f"{dataset}_{slide}"
-        images = [np.asarray(Image.open(source / file).convert("RGB")) for file in sorted(files)]
-        mosaic, places = _mosaic(images, np.random.default_rng([*name.encode()]))
-        Image.fromarray(mosaic).save(out / f"{name}.png")
-        write_text(out / f"{name}.csv", "x,y,label\n" + "".join(f"{x},{y},mitotic figure\n" for x, y in places))
-        case = name.partition("_stitched")[0]
-        lines.append(f"{name}.png,{case},{_scanner(dataset, slide)},0.25,{name}.csv")
-    write_text(out / "manifest.csv", "\n".join(lines) + "\n")
-
-
-def _scanner(dataset: str, slide: str) -> str:
-    """Slides 1 to 50 of MIDOG 2021 were scanned on a Hamamatsu XR, to 100 on an S360, to 150 on an Aperio CS2."""
-    if dataset != "MIDOG21":
-        return "tupac"
-    return ("midog-xr", "midog-s360", "midog-cs2")[(int(slide) - 1) // 50]
-
-
-def _mosaic(
-    images: Sequence[NDArray[np.uint8]], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
-    """The picture and the places of the figures; crops are shown again, turned, until the last row is full."""
-    half = len(images[0]) // 2
-    rows = list(_rows(len(images), rng))
-    canvas = np.full((sum(height for height, _ in rows), MOSAIC_WIDTH, 3), 255.0)
-    places, pending, y = [], list[int](), 0
-    for height, widths in rows:
-        x = 0
-        for width in widths:
-            pending = pending or rng.permutation(len(images)).tolist()
-            image = np.rot90(images[pending.pop()], int(rng.integers(4)))
-            left, top = (int(rng.integers(max(NEAR, n - half), min(half, n - NEAR) + 1)) for n in (width, height))
-            _blend(canvas, image, (x, y), (half - left, half - top), (width, height))
-            places.append((x + left, y + top))
-            x += width
-        y += height
-    return np.rint(canvas).astype(np.uint8), places
-
-
-def _rows(n: int, rng: np.random.Generator) -> Iterator[tuple[int, list[int]]]:
-    """Height of each row of a mosaic and widths of its parts, for at least `n` parts."""
-    done = 0
-    while done < n:
-        widths, left = list[int](), MOSAIC_WIDTH
-        while left:
-            width = int(rng.integers(64, 129))
-            if left - width < 64:
-                width = left if left <= 128 else left // 2
-            widths.append(width)
-            left -= width
-        yield int(rng.integers(64, 113)), widths
-        done += len(widths)
-
-
-def _blend(
-    canvas: NDArray[np.float64],
-    image: NDArray[np.uint8],
-    place: tuple[int, int],
-    corner: tuple[int, int],
-    size: tuple[int, int],
-) -> None:
-    """Put the part of `image` that starts at `corner` on the canvas, fading in over what lies left of it and above."""
-    (x, y), (column, row), (width, height) = place, corner, size
-    before_x, before_y = (min(FADE, start, at) for start, at in zip(corner, place, strict=True))
-    part = image[row - before_y : row + height, column - before_x : column + width].astype(np.float64)
-    target = canvas[y - before_y : y + height, x - before_x : x + width]
-    across, down = (
-        np.minimum(1, np.arange(1, n + before + 1) / (before + 1))
-        for n, before in ((width, before_x), (height, before_y))
-    )
-    weight = (down[:, None] * across)[..., None]
-    target[:] = weight * part + (1 - weight) * target
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,0 +1,150 @@
+"""What the models of ``train_release.py`` say of cases that they have not seen, as tables.
+
+Example: python scripts/release_report.py release
+
+A case is scored at the threshold that is best on all other cases, whose predictions are left-out ones too. Intervals
+are of 95 %, over cases.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mitosis.detections import Detections
+from mitosis.evaluation import choose_threshold, cross_thresholds, evaluate
+from mitosis.ranking import SlideScores
+from mitosis.scorecard import Row, Scorecard, score_slides
+
+FIELDS = ("aperio", "hamamatsu")
+STAGES = {"base": "first stage", "tuned": "after mining", "both": "with second stage"}
+
+
+def main() -> None:
+    """Print the tables of each stage that has predictions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("release", type=Path)
+    parser.add_argument("--folds", nargs="+", help="only these")
+    arguments = parser.parse_args()
+    for stage, title in STAGES.items():
+        slides = read_stage(arguments.release, stage, arguments.folds)
+        if slides:
+            print(f"\n## {title} ({len(slides)} slides)\n\n{Quality.of(slides).table()}")
+
+
+def read_stage(release: Path, stage: str, folds: Sequence[str] | None = None) -> list[SlideScores]:
+    """Predictions of one stage for all slides that were left out, each by the models that did not see its case."""
+    paths = sorted(release.glob(f"*/{stage}.json"))
+    return [
+        slide
+        for path in paths
+        if path.parent.name != "all" and (not folds or path.parent.name in folds)
+        for slide in read_predictions(path)
+    ]
+
+
+def read_predictions(path: Path) -> list[SlideScores]:
+    """One file of predictions."""
+    return [
+        SlideScores(
+            row["slide"],
+            row["slide_mpp"],
+            np.array(row["figures"]).reshape(-1, 2),
+            Detections(np.array(row["xy"]).reshape(-1, 2), np.array(row["score"]), np.zeros(len(row["score"]))),
+            np.array(row["look_alikes"]).reshape(-1, 2),
+            row["case"],
+            row["domain"],
+            row["area_mm2"],
+        )
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Everything that is said of a set of predictions.
+
+    Attributes
+    ----------
+    threshold, count_threshold : float
+        Chosen on all fields together: what the model that ships gets.
+    scores : dict of Scorecard
+        Of the fields of each scanner, each case at the threshold of the others.
+    counts : Scorecard
+        All fields, at the count thresholds of the other cases.
+    recall : dict
+        Domain of the crops to the share of figures found at `threshold`, and their number.
+    fp_per_mm2 : dict
+        Scanner to false positives a mm² at `threshold`.
+    """
+
+    threshold: float
+    count_threshold: float
+    scores: Mapping[str, Scorecard]
+    counts: Scorecard
+    recall: Mapping[str, tuple[float, int]]
+    fp_per_mm2: Mapping[str, float]
+
+    @classmethod
+    def of(cls, slides: Sequence[SlideScores]) -> "Quality":
+        """The quality of some left-out predictions."""
+        fields = [slide for slide in slides if slide.domain in FIELDS]
+        threshold = choose_threshold(fields)
+        by_case = cross_thresholds(fields)
+        for_counts = cross_thresholds(fields, objective="count")
+        domains = {domain: [slide for slide in slides if slide.domain == domain] for domain in _domains(slides)}
+        results = {domain: evaluate(some, threshold).pooled for domain, some in domains.items()}
+        return cls(
+            threshold,
+            choose_threshold(fields, objective="count"),
+            {
+                name: score_slides(some, {slide.slide: by_case[slide.case_id] for slide in some})
+                for name, some in (
+                    *((domain, domains[domain]) for domain in FIELDS if domain in domains),
+                    ("all", fields),
+                )
+            },
+            score_slides(fields, {slide.slide: for_counts[slide.case_id] for slide in fields}),
+            {domain: (result.recall, result.tp + result.fn) for domain, result in results.items()},
+            {
+                domain: results[domain].fp / sum(slide.area_mm2 for slide in domains[domain])
+                for domain in FIELDS
+                if domain in domains
+            },
+        )
+
+    def table(self) -> str:
+        """Markdown."""
+        lines = ["| fields of | figures | F1 (95 %) | precision | recall | AP (95 %) |", "|---|---|---|---|---|---|"]
+        for name, card in self.scores.items():
+            lines.append(_line(name, card.pooled, card))
+        lines += ["", "| case | figures | found | F1 |", "|---|---|---|---|"]
+        for row in self.scores["all"].cases:
+            lines.append(f"| {row.name} | {row.n_figures} | {row.n_found} | {row.result.f1:.3f} |")
+        lines += ["", f"Threshold {self.threshold:.4f}, for counts {self.count_threshold:.4f}."]
+        lines += [f"Recall on {name}: {share:.3f} of {n}." for name, (share, n) in sorted(self.recall.items())]
+        lines += [f"False positives on {name}: {value:.2f} a mm²." for name, value in self.fp_per_mm2.items()]
+        lines += [
+            f"Counts of a {unit.unit}: bias {unit.count_bias:+.1%}, MAPE {unit.mape.percent:.1f} %."
+            for unit in self.counts.agreement
+        ]
+        return "\n".join(lines)
+
+
+def _domains(slides: Sequence[SlideScores]) -> list[str]:
+    return sorted({slide.domain for slide in slides})
+
+
+def _line(name: str, row: Row, card: Scorecard) -> str:
+    result, (low, high), (least, most) = row.result, row.intervals["f1"], card.average_precision_interval
+    return (
+        f"| {name} | {row.n_figures} | {result.f1:.3f} ({low:.3f}–{high:.3f}) | {result.precision:.3f} | "
+        f"{result.recall:.3f} | {card.curve.average_precision:.3f} ({least:.3f}–{most:.3f}) |"
+    )
+
+
+if __name__ == "__main__":
+    main()
