@@ -235,7 +235,8 @@ class _Cutter:
             )
             for row, place in enumerate(keep.tolist())
         ]
-        note = CandidateSlide(source.case_id, split, key["source_sha256"], mpp, figures.tolist(), len(keep))
+        area_mm2 = counted.report.tissue_mm2
+        note = CandidateSlide(source.case_id, split, key["source_sha256"], mpp, figures.tolist(), len(keep), area_mm2)
         return candidates, note
 
 

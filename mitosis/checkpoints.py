@@ -104,9 +104,13 @@ class ModelCard(BaseModel):
         """Whether the model learned from this case, or from this very slide file under another name."""
         return case_id in self.training.get("cases", []) or source_sha256 in self.training.get("source_sha256", [])
 
-    def calibration_at(self, threshold: float) -> tuple[CaseCounts, ...]:
-        """What the model did on each validation case at this threshold; nothing if that was not noted."""
-        rows = [row for row in self.validation.get("calibration", []) if row["threshold"] == threshold]
+    def calibration_at(self, threshold: float, *, verified: bool = False) -> tuple[CaseCounts, ...]:
+        """What the model did on each case left out at this threshold; nothing if that was not noted.
+
+        With `verified` both stages together, otherwise the first alone.
+        """
+        of = self.verifier.validation if verified and self.verifier is not None else self.validation
+        rows = [row for row in of.get("calibration", []) if row["threshold"] == threshold]
         keys = ("tp", "fp", "fn", "area_mm2", "case")
         return tuple(CaseCounts(**{key: row[key] for key in keys}) for row in rows)
 
@@ -136,11 +140,7 @@ def save_model(folder: Path, weights: dict[str, torch.Tensor], card: ModelCard, 
     With `half` the learned numbers are kept in float16, which halves the file; `load_model` gives float32 back. The
     statistics of batch normalisation stay float32: a small variance would lose too much.
     """
-    kept = {name: _halved(name, tensor) if half else tensor for name, tensor in weights.items()}
-    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in kept.items()})
-    card = card.model_copy(update={"weights_sha256": hashlib.sha256(content).hexdigest()})
-    with atomic_write(folder / WEIGHTS) as stream:
-        stream.write(content)
+    card = card.model_copy(update={"weights_sha256": _save_weights(folder / WEIGHTS, weights, half)})
     write_json(folder / CARD, card.model_dump(mode="json"))
     return card
 
@@ -169,16 +169,22 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
     return network.eval(), card
 
 
-def save_verifier(folder: Path, network: Verifier, card: VerifierCard) -> VerifierCard:
+def save_verifier(folder: Path, network: Verifier, card: VerifierCard, *, half: bool = False) -> VerifierCard:
     """Write ``verifier.safetensors`` into `folder`; gives the card with the hash of the weights.
 
-    It becomes part of the model there with a `ModelCard` that holds the card.
+    It becomes part of the model there with a `ModelCard` that holds the card. `half` is that of `save_model`.
     """
-    weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    content = safetensors.torch.save(weights)
-    with atomic_write(folder / VERIFIER) as stream:
+    digest = _save_weights(folder / VERIFIER, network.state_dict(), half)
+    return card.model_copy(update={"weights_sha256": digest})
+
+
+def _save_weights(path: Path, weights: dict[str, torch.Tensor], half: bool) -> str:
+    """Write the file; gives its sha256."""
+    kept = {name: _halved(name, tensor) if half else tensor for name, tensor in weights.items()}
+    content = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in kept.items()})
+    with atomic_write(path) as stream:
         stream.write(content)
-    return card.model_copy(update={"weights_sha256": hashlib.sha256(content).hexdigest()})
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_verifier(path: Path, card: ModelCard) -> Verifier | None:

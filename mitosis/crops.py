@@ -93,6 +93,8 @@ class CandidateSlide:
         Every marked mitotic figure, level-0 px.
     n_crops : int
         Rows of its array.
+    area_mm2 : float
+        Tissue that was looked at.
     """
 
     case_id: str
@@ -101,6 +103,7 @@ class CandidateSlide:
     mpp: float
     figures: list[list[float]]
     n_crops: int
+    area_mm2: float
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ __all__ = [
     "MaskOverlap",
     "Objective",
     "SlideEvaluation",
+    "calibration_rows",
     "choose_threshold",
     "cross_thresholds",
     "evaluate",
@@ -130,6 +131,27 @@ def cross_thresholds(
         case: choose_threshold([slide for slide in slides if slide.case_id != case], radius_um, objective)
         for case in cases
     }
+
+
+def calibration_rows(slides: Sequence[SlideScores], thresholds: Sequence[float]) -> list[dict[str, Any]]:
+    """True positives, false positives and false negatives of each case at each threshold, for a model's card.
+
+    Every slide needs its `area_mm2`; a case without any area is left out.
+    """
+    area = dict[str, float]()
+    for slide in slides:
+        area[slide.case_id] = area.get(slide.case_id, 0.0) + slide.area_mm2
+    rows = []
+    for threshold in dict.fromkeys(thresholds):
+        sums = {case: MatchResult() for case, size in sorted(area.items()) if size > 0}
+        for slide, one in zip(slides, evaluate(slides, threshold).slides, strict=True):
+            if slide.case_id in sums:
+                sums[slide.case_id] += one.result
+        rows += [
+            {"case": case, "threshold": threshold, "tp": r.tp, "fp": r.fp, "fn": r.fn, "area_mm2": round(area[case], 6)}
+            for case, r in sums.items()
+        ]
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

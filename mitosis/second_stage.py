@@ -13,7 +13,7 @@ from mitosis.config import Config, save_config
 from mitosis.crops import CLASSES, Candidate, CandidateSet, CandidateSlide, centre
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError, PatchIndexError
-from mitosis.evaluation import choose_threshold, evaluate
+from mitosis.evaluation import calibration_rows, choose_threshold, evaluate
 from mitosis.files import make_folder
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
@@ -22,6 +22,8 @@ from mitosis.verification import combine_scores, score_crops, train_verifier
 from mitosis.verifier import Verifier
 
 __all__ = ["add_second_stage", "folds_of"]
+
+ON_VALIDATION = "validation cases"
 
 OnStep = Callable[[str, int, float], None]
 
@@ -72,7 +74,7 @@ def add_second_stage(
     held_out = candidates.where(lambda _, slide: slide.split == VAL)
     if any(slide.figures for slide in held_out.slides.values()):
         second = _train(learned, config, "second stage", on_step)
-        scores, chosen_on = _rescored(held_out, second, config), "validation cases"
+        scores, chosen_on = _rescored(held_out, second, config), ON_VALIDATION
     else:
         scores, chosen_on = _cross_fit(learned, config, on_step)
         second = _train(learned, config, "second stage", on_step)
@@ -138,7 +140,14 @@ def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> lis
         xy = np.array([(candidate.x, candidate.y) for candidate in found]).reshape(-1, 2)
         floors = ((first, 0.0), (final, config.count.score_floor))
         before, after = (
-            SlideScores(name, slide.mpp, slide.figures, _detections(xy, score, floor), case_id=slide.case_id)
+            SlideScores(
+                name,
+                slide.mpp,
+                slide.figures,
+                _detections(xy, score, floor),
+                case_id=slide.case_id,
+                area_mm2=slide.area_mm2,
+            )
             for score, floor in floors
         )
         scores.append((before, after))
@@ -166,12 +175,16 @@ def _card(
 ) -> VerifierCard:
     before, after = ([pair[number] for pair in scores] for number in (0, 1))
     n = Counter(candidate.label for candidate in learned.candidates)
+    thresholds = choose_threshold(after), choose_threshold(after, objective="count")
+    # The first stage knows its training cases: what it finds and misses there says nothing of other cases.
+    calibration = calibration_rows(after, thresholds) if chosen_on == ON_VALIDATION else []
     return VerifierCard(
         settings=config.verifier,
         classes=CLASSES,
-        threshold=choose_threshold(after),
-        count_threshold=choose_threshold(after, objective="count"),
+        threshold=thresholds[0],
+        count_threshold=thresholds[1],
         validation={
+            "calibration": calibration,
             "on": chosen_on,
             "cases": sorted({slide.case_id for slide in after}),
             "first_stage": _quality(before),

@@ -62,8 +62,8 @@ CANDIDATES = tuple(
     for row, label in enumerate((FIGURE, OTHER))
 )
 SLIDES = {
-    "=A": CandidateSlide("'case", "train", "s" * 4, 0.25, [[0.0, 3.5]], 2),
-    "B": CandidateSlide("b", "val", "t" * 4, 0.25, [], 0),
+    "=A": CandidateSlide("'case", "train", "s" * 4, 0.25, [[0.0, 3.5]], 2, 1.5),
+    "B": CandidateSlide("b", "val", "t" * 4, 0.25, [], 0, 0.25),
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError
-from mitosis.evaluation import MaskOverlap, choose_threshold, cross_thresholds, evaluate
+from mitosis.evaluation import MaskOverlap, calibration_rows, choose_threshold, cross_thresholds, evaluate
 from mitosis.masks import IGNORE
 from mitosis.matching import MatchResult
 from mitosis.ranking import SlideScores
@@ -109,6 +109,22 @@ def test_crossed_thresholds_are_chosen_on_the_other_cases():
     assert choose_threshold([b, again]) == 0.35
     with pytest.raises(AnnotationError, match="only one case"):
         cross_thresholds([b, again])
+
+
+def test_calibration_rows_hold_each_case_at_each_threshold():
+    def slide(name, case, area):
+        found = Detections([[50, 50], [200, 20]], [0.9, 0.4], [9, 9])
+        return SlideScores(name, 0.5, [(50, 50), (150, 150)], found, case_id=case, area_mm2=area)
+
+    rows = calibration_rows(
+        [slide("a", "A", 0.1), slide("b", "A", 0.2), slide("c", "B", 0.3), slide("d", "C", 0)], [0.5, 0.3, 0.5]
+    )
+    assert [tuple(row.values()) for row in rows] == [
+        ("A", 0.5, 2, 0, 2, 0.3),
+        ("B", 0.5, 1, 0, 1, 0.3),
+        ("A", 0.3, 2, 2, 2, 0.3),
+        ("B", 0.3, 1, 1, 1, 0.3),
+    ]
 
 
 def test_mask_overlap_of_a_known_mask():

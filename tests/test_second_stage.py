@@ -92,6 +92,10 @@ def test_the_card_tells_what_it_learned_from_and_how_good_it_is(made):
     assert second.validation["first_stage"]["f1"] < 0.8 < second.validation["both_stages"]["f1"]
     assert second.validation["first_stage"]["average_precision"] < second.validation["both_stages"]["average_precision"]
     assert 0 < second.threshold <= 1
+    (case,) = card.calibration_at(second.threshold, verified=True)
+    assert (case.case, case.tp + case.fn) == ("C", 7)
+    assert case.area_mm2 > 0
+    assert card.calibration_at(0.0123, verified=True) == ()
     assert set(second.training["source_sha256"]) == set(card.training["source_sha256"])
     assert [(name, step) for name, step, _ in told] == [("second stage", step) for step in range(1, 41)]
 
@@ -190,7 +194,7 @@ def test_without_validation_slides_thresholds_come_from_left_out_cases(fields, m
 def slide_set(figures):
     """Slides by name, CASE-NUMBER, with so many figures and no crops."""
     slides = {
-        name: CandidateSlide(name.partition("-")[0], "train", "", MPP, [[0.0, 0.0]] * n, 0)
+        name: CandidateSlide(name.partition("-")[0], "train", "", MPP, [[0.0, 0.0]] * n, 0, 1.0)
         for name, n in figures.items()
     }
     return CandidateSet("nowhere", (), slides)

@@ -50,7 +50,7 @@ def candidate_set(folder, labels=(FIGURE, OTHER), seeds=(1, 2, 3)):
     for seed in seeds:
         slide, places = slide_of(seed)
         save_crops(folder, f"S{seed}", read_crops(slide, places, MPP, crop_side(QUICK.crop), None))
-        slides[f"S{seed}"] = CandidateSlide(f"S{seed}", "train", "", MPP, places[:8].tolist(), len(places))
+        slides[f"S{seed}"] = CandidateSlide(f"S{seed}", "train", "", MPP, places[:8].tolist(), len(places), 1.0)
         for row, (x, y) in enumerate(places.tolist()):
             candidates.append(
                 Candidate(f"S{seed}", f"S{seed}", "", "", row, x, y, 0.5, labels[row >= 8], True),
