@@ -14,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mitosis.checkpoints import ModelCard, load_model, load_state, save_model, save_state
-from mitosis.config import Config, TrainConfig, load_config, save_config
+from mitosis.config import Config, load_config, save_config
 from mitosis.curves import draw_curves
 from mitosis.dataset import PatchDataset, load_batches
-from mitosis.engines import to_input
+from mitosis.distributed import Ranks, join_ranks
 from mitosis.errors import ConfigError, LeakageError, ModelError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
 from mitosis.files import make_folder, write_text
-from mitosis.losses import LOSSES, class_weights
+from mitosis.learner import Learner, learning_rate
 from mitosis.patches import PatchIndex
-from mitosis.runtime import choose_device, choose_dtype, versions
-from mitosis.sampling import PatchPool, epochs
+from mitosis.runtime import versions
+from mitosis.sampling import PatchPool, epochs, for_rank
 from mitosis.splits import TRAIN, VAL
 from mitosis.unet import UNet
 from mitosis.validation import Metrics, calibrate, check_patches, score_patches
 
-__all__ = ["Run", "learning_rate", "train"]
+__all__ = ["Run", "train"]
 
 CLASSES = ("background", "mitotic figure", "non-mitotic figure")
 
@@ -49,6 +48,9 @@ def train(
     on_metrics: Callable[[Metrics], None] = lambda _metrics: None,
 ) -> ModelCard:
     """Train a U-Net on the patches of `index` and leave the best model in the run folder `out`.
+
+    Started by ``torchrun``, each process trains on its part of every batch, and the result is that of one process but
+    for rounding. The first one validates, writes and tells of progress; all must see the patches and `out`.
 
     Parameters
     ----------
@@ -66,108 +68,77 @@ def train(
         The patches cannot be learned from: no masks, no figure in the training cases, a case on both sides, crop
         larger than the patches.
     ConfigError
-        `out` holds a run already and `resume` is not set, or the settings differ from those of the run to resume.
+        `out` holds a run already and `resume` is not set, or the settings differ from those of the run to resume; the
+        processes cannot share a batch evenly.
     ModelError
-        Loss or gradients stay non-finite; the network of `start` has another shape.
+        Loss or gradients stay non-finite; the network of `start` has another shape; another process has failed.
     LeakageError
         `start` has learned from a validation case.
     """
     check_patches(index, config)
     begun = _load_start(start, index, config) if start else None
-    _open_run(out, config, resume)
-    return Run(index, out, config, begun).go(on_step, on_metrics)
+    with join_ranks() as ranks:
+        run = Run(index, out, config, begun, ranks)
+        if ranks.is_first:
+            _open_run(out, config, resume)
+        ranks.wait()
+        return run.go(on_step, on_metrics)
 
 
 class Run:
-    """What one run holds while it goes: network, average, optimiser, history."""
+    """What one run holds while it goes: what learns, what it is shown, and how good it got.
+
+    Of several `ranks` each has a run, and the first alone a history.
+    """
 
     def __init__(
-        self, index: PatchIndex, out: Path, config: Config, start: tuple[UNet, ModelCard] | None = None
+        self,
+        index: PatchIndex,
+        out: Path,
+        config: Config,
+        start: tuple[UNet, ModelCard] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.index, self.out, self.config = index, out, config
+        self.index, self.out, self.config, self.ranks = index, out, config, ranks or Ranks()
         self.train_index = index.where(lambda patch: patch.split == TRAIN)
         validation = index.where(lambda patch: patch.split == VAL)
         self.val_index = validation if validation.patches else self.train_index
-        self.device = choose_device()
-        torch.manual_seed(config.train.seed)
-        self.network: nn.Module = UNet.from_config(config.network).to(  # type: ignore[call-overload]  # torch types no memory_format
-            device=self.device, memory_format=torch.channels_last
-        )
+        batches = [batch for epoch in epochs(PatchPool.of(self.train_index), config.train) for batch in epoch]
+        self.batches = for_rank(batches, self.ranks.rank, self.ranks.n_ranks)
+        n_pixels = self.train_index.n_pixels(config.network.classes)
+        self.learner = Learner(config, n_pixels, out, self.ranks, start[0] if start else None)
         self.start_card: dict[str, Any] = {}
         if start:
-            self.network.load_state_dict(start[0].state_dict())
             card = start[1]
             seen = {key: card.training.get(key, []) for key in ("cases", "source_sha256")}
             self.start_card = {"weights_sha256": card.weights_sha256, **seen}
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
-        )
         self.history: list[Metrics] = []
         self.losses: list[float] = []
-        self.skipped = self.skipped_in_a_row = 0
 
     def go(self, on_step: Callable[[int, float], None], on_metrics: Callable[[Metrics], None]) -> ModelCard:
-        config = self.config.train
+        """Train to the last step; gives the card of the best model."""
+        config, is_first = self.config.train, self.ranks.is_first
         start = self._resume()
         dataset = PatchDataset(self.train_index, config, self.config.network)
-        batches = [batch for epoch in epochs(PatchPool.of(self.train_index), config) for batch in epoch][start:]
-        for step, (images, masks) in enumerate(load_batches(dataset, batches, config.workers), start + 1):
+        for step, (images, masks) in enumerate(load_batches(dataset, self.batches[start:], config.workers), start + 1):
             self.losses.append(self.step(step, images, masks))
-            on_step(step, self.losses[-1])
-            if step % config.validate_every == 0 or step == config.steps:
+            if is_first:
+                on_step(step, self.losses[-1])
+            if is_first and (step % config.validate_every == 0 or step == config.steps):
                 self._validate(step)
                 on_metrics(self.history[-1])
-        return self._save_best()
+        card = self._save_best() if is_first else None
+        self.ranks.wait()
+        return card or load_model(self.out)[1]
 
     def step(self, step: int, images: Tensor, masks: Tensor) -> float:
-        """One step of the optimiser on a batch of `load_batches`; gives its loss, NaN if it was left out."""
-        config = self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        dtype = choose_dtype(config.precision, self.device)
-        self.network.train()
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
-            logits = self.network(to_input(images.to(self.device)))
-        loss = LOSSES[config.loss](logits.float(), masks.to(self.device), self._weights())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped library
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm=5.0)
-        value = float(loss.detach())
-        if not (math.isfinite(value) and bool(norm.isfinite())):
-            self._skip(step)
-            return float("nan")
-        self.skipped_in_a_row = 0
-        self.optimizer.step()
-        self._update_average(min(config.ema_decay, step / (step + 10)))
-        return value
-
-    def _weights(self) -> Tensor:
-        n_pixels, config = self.train_index.n_pixels(self.config.network.classes), self.config.train
-        return class_weights(n_pixels, config.max_class_weight, config.class_weighting).to(self.device)
-
-    def _skip(self, step: int) -> None:
-        """Leave a step out: one non-finite gradient would make every weight NaN."""
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row == 10:
-            raise ModelError(
-                f"{self.out}: loss or gradient was not finite in ten steps in a row, the last being step {step}. "
-                "Train anew with a lower train.learning_rate."
-            )
-
-    @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
-                mean.copy_(value)
+        """One step on a batch of `load_batches`: `Learner.step`."""
+        return self.learner.step(step, images, masks)
 
     def _validate(self, step: int) -> None:
         config = self.config
         floor, merge_um, normalise = config.count.score_floor, config.count.merge_um, config.network.normalise_stain
-        scores = score_patches(self.average, self.val_index, floor, merge_um, normalise)
+        scores = score_patches(self.learner.average, self.val_index, floor, merge_um, normalise)
         threshold = choose_threshold(scores)
         result = evaluate(scores, threshold).pooled
         finite = [loss for loss in self.losses if math.isfinite(loss)]
@@ -180,10 +151,10 @@ class Run:
             threshold=threshold,
             count_threshold=choose_threshold(scores, objective="count"),
             learning_rate=round(learning_rate(step, self.config.train), 8),
-            skipped=self.skipped,
+            skipped=self.learner.skipped,
         )
         if not self.history or metrics.f1 >= max(before.f1 for before in self.history):
-            self.best = copy.deepcopy(self.average.state_dict())
+            self.best = copy.deepcopy(self.learner.average.state_dict())
             self.calibration = calibrate(self.val_index, scores, (threshold, metrics.count_threshold))
         self.history.append(metrics)
         self.losses = []
@@ -193,13 +164,10 @@ class Run:
         self._save_best()
         state = {
             "step": step,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
+            **self.learner.state(),
             "best": self.best,
             "calibration": self.calibration,
-            "optimizer": self.optimizer.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
-            "skipped": self.skipped,
             "start_card": self.start_card,
             "data_sha256": self._data_sha256(),
         }
@@ -211,18 +179,20 @@ class Run:
     def _resume(self) -> int:
         """Take up the saved state; gives the number of steps done."""
         state = load_state(self.out)
+        if not self.ranks.same(self.config, self._data_sha256(), state and state["step"]):
+            raise ModelError(
+                f"{self.out}: the processes of this run do not find the same settings, patches and saved state. "
+                "Give all of them the same command, and folders that all of them see."
+            )
         if state is None:
             return 0
         if state["data_sha256"] != self._data_sha256():
             raise PatchIndexError(
                 f"{self.index.folder}: the patches are not those that the run in {self.out} began with."
             )
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state(state)
         self.best, self.calibration = state["best"], state.get("calibration", [])
         self.history = [Metrics(**metrics) for metrics in state["history"]]
-        self.skipped = state["skipped"]
         self.start_card = state["start_card"]
         return int(state["step"])
 
@@ -257,14 +227,6 @@ class Run:
     def _data_sha256(self) -> str:
         """Of the index as it is used here: other validation cases are other data."""
         return hashlib.sha256(self.index.to_csv().encode()).hexdigest()
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a half cosine to 0. `step` counts from 1."""
-    if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _open_run(out: Path, config: Config, resume: bool) -> None:

@@ -17,10 +17,11 @@ from mitosis.checkpoints import load_model, load_state
 from mitosis.config import Config, load_config
 from mitosis.errors import ConfigError, LeakageError, ModelError, OutputError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
+from mitosis.learner import learning_rate
 from mitosis.losses import LOSSES
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
-from mitosis.training import learning_rate, train
+from mitosis.training import train
 from mitosis.unet import UNet
 from mitosis.validation import score_patches
 

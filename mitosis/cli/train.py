@@ -43,6 +43,8 @@ def train(
     """Train a U-Net on patches; the best model by detection F1 on the validation cases is kept.
 
     Example: mitosis train patches --out run --val-cases A02 --set train.steps=2000
+
+    On several GPUs or processors: torchrun --nproc-per-node 2 -m mitosis train patches --out run
     """
     from mitosis.config import load_config
     from mitosis.models import find_model
@@ -65,9 +67,11 @@ def train(
 def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool, start: Path | None) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from mitosis.distributed import Ranks
     from mitosis.training import train
     from mitosis.validation import Metrics
 
+    is_first = Ranks.launched().is_first
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -75,7 +79,7 @@ def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool, start: 
         TextColumn("loss {task.fields[loss]:.3f}  F1 {task.fields[f1]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, disable=not is_first) as progress:
         task = progress.add_task("training", total=config.train.steps, loss=float("nan"), f1=float("nan"))
 
         def on_step(step: int, loss: float) -> None:
@@ -90,6 +94,8 @@ def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool, start: 
             )
 
         card = train(index, out, config, resume=resume, start=start, on_step=on_step, on_metrics=on_metrics)
+    if not is_first:
+        return
     typer.echo(
         f"Best: F1 {card.validation['f1']:.3f} at step {card.validation['step']}, threshold {card.threshold:.4f}."
     )
