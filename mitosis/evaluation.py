@@ -162,16 +162,14 @@ class MaskOverlap:
     ----------
     n : int
         Pixels that count (those of the ignore label do not).
-    n_right : int
-        Those on which the two agree.
-    n_both, n_either : int
-        Those that both call figure, and that at least one does.
+    n_marked, n_found, n_both : int
+        Those that the drawn mask calls figure, the predicted one, and both.
     """
 
     n: int = 0
-    n_right: int = 0
+    n_marked: int = 0
+    n_found: int = 0
     n_both: int = 0
-    n_either: int = 0
 
     def __add__(self, other: "MaskOverlap") -> "MaskOverlap":
         return MaskOverlap(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -181,23 +179,34 @@ class MaskOverlap:
         """Compare a mask, uint8 [H, W] as in `mitosis.masks`, with where a figure was found, bool [H, W]."""
         if mask.shape != found.shape:
             raise ValueError(f"found: expected the mask's shape {mask.shape}, but got {found.shape}")
-        counted, truth = mask != IGNORE, mask == MITOTIC_FIGURE
-        either = int(((truth | found) & counted).sum())
-        both = int((truth & found & counted).sum())
-        n = int(counted.sum())
-        return cls(n, n - either + both, both, either)
+        counted = mask != IGNORE
+        marked, found = (mask == MITOTIC_FIGURE), found & counted
+        return cls(int(counted.sum()), int(marked.sum()), int(found.sum()), int((marked & found).sum()))
 
     @property
     def accuracy(self) -> float:
         """Share of the pixels on which the two agree: above 0.999 for a network that never fires, so of no use."""
-        return self.n_right / self.n if self.n else 1.0
+        return 1 - (self.n_marked + self.n_found - 2 * self.n_both) / self.n if self.n else 1.0
+
+    @property
+    def sensitivity(self) -> float:
+        """Share of the marked pixels that were found; 1.0 where none is marked."""
+        return self.n_both / self.n_marked if self.n_marked else 1.0
+
+    @property
+    def specificity(self) -> float:
+        """Share of all other pixels that were not found; 1.0 where every pixel is marked."""
+        others = self.n - self.n_marked
+        return 1 - (self.n_found - self.n_both) / others if others else 1.0
 
     @property
     def dice(self) -> float:
         """``2 |A and B| / (|A| + |B|)`` of the pixels; 1.0 where neither has any (Dice, Ecology 1945;26:297-302)."""
-        return 2 * self.n_both / (self.n_either + self.n_both) if self.n_either else 1.0
+        both = self.n_marked + self.n_found
+        return 2 * self.n_both / both if both else 1.0
 
     @property
     def iou(self) -> float:
         """``|A and B| / |A or B|`` of the pixels; 1.0 where neither has any (Jaccard 1912)."""
-        return self.n_both / self.n_either if self.n_either else 1.0
+        either = self.n_marked + self.n_found - self.n_both
+        return self.n_both / either if either else 1.0

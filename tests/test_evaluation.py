@@ -131,10 +131,12 @@ def test_mask_overlap_of_a_known_mask():
     mask = np.array([[0, 1, 1, 2], [IGNORE, IGNORE, 0, 1]], dtype=np.uint8)
     found = np.array([[0, 1, 0, 1], [1, 0, 0, 1]], dtype=bool)
     overlap = MaskOverlap.of(mask, found)
-    assert overlap == MaskOverlap(n=6, n_right=4, n_both=2, n_either=4)
-    assert (overlap.dice, overlap.iou, overlap.accuracy) == (2 / 3, 0.5, 4 / 6)
-    assert overlap + overlap == MaskOverlap(12, 8, 4, 8)
-    assert (MaskOverlap().dice, MaskOverlap().iou, MaskOverlap().accuracy) == (1, 1, 1)
+    assert overlap == MaskOverlap(n=6, n_marked=3, n_found=3, n_both=2)
+    assert (overlap.dice, overlap.iou) == (2 / 3, 0.5)
+    assert (overlap.accuracy, overlap.sensitivity, overlap.specificity) == pytest.approx((4 / 6, 2 / 3, 2 / 3))
+    assert overlap + overlap == MaskOverlap(12, 6, 6, 4)
+    nothing = MaskOverlap()
+    assert (nothing.dice, nothing.iou, nothing.accuracy, nothing.sensitivity, nothing.specificity) == (1, 1, 1, 1, 1)
     with pytest.raises(ValueError, match="shape"):
         MaskOverlap.of(mask, found[:1])
 
@@ -144,4 +146,4 @@ def test_a_network_that_never_fires_is_nearly_always_right_and_of_no_use():
     mask[5:10, 5:10] = 1
     overlap = MaskOverlap.of(mask, np.zeros(mask.shape, dtype=bool))
     assert overlap.accuracy > 0.999
-    assert overlap.dice == 0
+    assert (overlap.dice, overlap.sensitivity, overlap.specificity) == (0, 0, 1)
