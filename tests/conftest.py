@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import settings
 from PIL import Image
 
 from mitosis.cohort import find_sources
@@ -18,6 +19,10 @@ from mitosis.slides import Slide, paste
 
 # Networks this small are slower on several threads, and ten times so on a busy machine. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No test may fail because the machine is busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 MPP = 0.5
 SIDE = 256

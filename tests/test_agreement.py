@@ -133,7 +133,7 @@ def test_icc_of_the_four_judges():
     assert (round(result.low, 3), round(result.high, 3)) == (0.019, 0.761)
 
 
-@settings(max_examples=60, deadline=None)  # statsmodels takes long now and then
+@settings(max_examples=60)
 @given(tables)
 def test_icc_is_that_of_the_mean_squares_of_statsmodels(rows):
     table = np.array(rows)

@@ -139,7 +139,7 @@ def read_or_error(path: Path, format: str | None) -> AnnotationSet | AnnotationE
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_only_annotation_errors_escape_from_damaged_files(tmp_path: Path, name: str, data: st.DataObject) -> None:
     path = write(tmp_path / EXAMPLES[name][0], EXAMPLES[name][1])
     good = path.read_bytes()
@@ -185,7 +185,7 @@ def replaced(value: Any, path: list[int], new: Any) -> Any:
 
 
 @given(path=st.lists(st.integers(0, 20), max_size=8), new=json_values)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("name", ["geojson", "midog"])
 def test_json_of_another_shape_is_understood_or_refused_but_never_crashes(
     tmp_path: Path, name: str, path: list[int], new: Any
@@ -321,7 +321,7 @@ def test_other_classes_are_neither(name: str) -> None:
         st.builds(Annotation, st.floats(0, 1e5), st.floats(0, 1e5), st.sampled_from(list(Label))), max_size=20
     )
 )
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_written_points_are_read_back_in_order(tmp_path: Path, marks: list[Annotation]) -> None:
     write_points(tmp_path / "a.csv", marks)
     back = read_annotations(tmp_path / "a.csv", "a").annotations
@@ -383,7 +383,6 @@ def covered(outlines: tuple[Polygon, ...]) -> set[tuple[int, int]]:
 
 
 @given(pixels)
-@settings(deadline=None)
 def test_outlines_cover_exactly_the_pixels(chosen: set[tuple[int, int]]) -> None:
     columns, rows = np.array(sorted(chosen, key=hash)).T
     outlines = pixel_outlines(columns, rows)
@@ -393,7 +392,7 @@ def test_outlines_cover_exactly_the_pixels(chosen: set[tuple[int, int]]) -> None
 
 
 @given(pixels)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_centre_of_a_pixel_list_is_the_mean_of_its_pixel_centres(tmp_path: Path, chosen: set[tuple[int, int]]) -> None:
     repeated = [*chosen, *chosen]
     file = write(tmp_path / "a.csv", ",".join(f"{x},{y}" for x, y in repeated))
@@ -656,7 +655,7 @@ def test_atypia14_has_its_figures_and_look_alikes(real_data: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=3, max_size=9))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_polygon_becomes_valid_outlines_or_is_refused(tmp_path: Path, ring: list[tuple[float, float]]) -> None:
     file = write(tmp_path / "a.geojson", feature({"type": "Polygon", "coordinates": [ring]}))
     with warnings.catch_warnings():

@@ -63,7 +63,7 @@ def test_a_copy_is_found_in_all_eight_symmetries_and_the_words_say_which(turns, 
 
 
 @given(seed=st.integers(0, 2**32 - 1), dx=st.integers(-18, 18), dy=st.integers(-18, 18), turns=st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_half_an_overlap_is_found_through_jpeg_and_another_stain(seed, dx, dy, turns):
     field = tissue(seed, SIDE + 36)
     first = field[18 : 18 + SIDE, 18 : 18 + SIDE]
@@ -81,7 +81,7 @@ def test_a_copy_of_another_scale_is_found(factor):
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_other_tissue_is_no_copy(seed):
     assert pair(tissue(seed), tissue(seed + 2**31)) == []
 
