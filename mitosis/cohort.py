@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import has_magic
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class SlideSource:
         µm/px that overrides the file's.
     annotations : Path or None
         File or folder of marks.
+    region : Path or None
+        GeoJSON file of the region of interest.
     """
 
     path: Path
@@ -37,6 +40,7 @@ class SlideSource:
     domain: str = ""
     mpp: float | None = None
     annotations: Path | None = None
+    region: Path | None = None
 
 
 def find_sources(
@@ -52,7 +56,8 @@ def find_sources(
     Parameters
     ----------
     paths : sequence of Path
-        Slide files, or folders whose slides are taken (not those of folders inside).
+        Slide files; folders whose slides are taken (not those of folders inside); or patterns such as ``fields/*.svs``
+        and ``fields/**/*.svs``, of which the slides that match are taken.
     case_pattern : str, optional
         Regular expression; what it finds in a slide's name (its first group, if it has one) is the case. Without it
         each slide is a case of its own.
@@ -60,7 +65,7 @@ def find_sources(
     Raises
     ------
     SlideNotFoundError
-        A path does not exist, or a folder holds no slide.
+        A path does not exist, or no slide is in a folder or matches a pattern.
     SlideError
         Two slides have one name, or one has none.
     AnnotationError
@@ -98,9 +103,10 @@ def case_of(slide_id: str, case_pattern: str | None) -> str:
 
 
 def read_manifest(path: Path) -> list[SlideSource]:
-    """Read a CSV with the column `slide` and, as wanted, `case`, `domain`, `mpp`, `annotations`.
+    """Read a CSV with the column `slide` and, as wanted, `case`, `domain`, `mpp`, `annotations`, `roi`.
 
-    Relative paths start at the manifest's folder.
+    Relative paths start at the manifest's folder. `roi` names a GeoJSON file of a region of interest: only in it is
+    anything counted.
 
     Raises
     ------
@@ -109,7 +115,7 @@ def read_manifest(path: Path) -> list[SlideSource]:
     SlideError
         Two slides have one name, or one has none.
     AnnotationError
-        A file of marks does not exist.
+        A file of marks or of a region does not exist.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -127,24 +133,39 @@ def _source(manifest: Path, line: int, row: dict[str, str]) -> SlideSource:
     if not row["slide"]:
         raise ConfigError(f"{manifest}, line {line}: no slide in this row. Name one, or delete the row.")
     slide = manifest.parent / row["slide"]
-    marks = manifest.parent / row["annotations"] if row.get("annotations") else None
+    marks, region = (manifest.parent / row[name] if row.get(name) else None for name in ("annotations", "roi"))
     _check_marks(marks)
+    if region is not None and not region.is_file():
+        raise AnnotationError(f"{manifest}, line {line}: {region}: no such file of a region of interest.")
     try:
         mpp = float(row["mpp"]) if row.get("mpp") else None
     except ValueError as error:
         raise ConfigError(f"{manifest}, line {line}: mpp {row['mpp']!r} is not a number") from error
     case = row.get("case") or slide.stem
-    return SlideSource(slide, slide.stem, case, row.get("domain") or "", mpp, marks)
+    return SlideSource(slide, slide.stem, case, row.get("domain") or "", mpp, marks, region)
 
 
 def _slides_at(path: Path) -> list[Path]:
     if not path.exists():
+        if has_magic(str(path)):
+            return _matching(path)
         raise SlideNotFoundError(f"{path}: no such file or folder")
     if path.is_file() or is_slide(path):
         return [path]
     files = [file for file in sorted(path.iterdir()) if is_slide(file) and not file.stem.endswith("_mask")]
     if not files:
         raise SlideNotFoundError(f"{path}: no slide in this folder. Name the slides, or the folder that holds them.")
+    return files
+
+
+def _matching(pattern: Path) -> list[Path]:
+    try:
+        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except ValueError as error:
+        raise SlideNotFoundError(f"{pattern}: not a pattern ({error}). Write ** between slashes only.") from error
+    files = [file for file in found if file.is_file() and is_slide(file) and not file.stem.endswith("_mask")]
+    if not files:
+        raise SlideNotFoundError(f"{pattern}: no slide matches this pattern. Check the folder and the ending.")
     return files
 
 

@@ -88,8 +88,10 @@ class CountReport:
         The model learned from this case or this very file, so its count here says nothing about new slides.
     training_cases : tuple of str
         What the model learned from.
-    model_sha256, verifier_sha256, source_sha256 : str
-        Of the weights, of those of the second stage where it gave the scores, and of the slide file; may be empty.
+    model_sha256, verifier_sha256, card_sha256 : str
+        Of the weights, of those of the second stage where it gave the scores, and of the model's card; may be empty.
+    source_sha256, region_sha256 : str
+        Of the slide file, and of the file of the region of interest if there was one; may be empty.
     bad_tiles : tuple of BadTile
         What could not be read.
     settings, versions : dict
@@ -118,7 +120,9 @@ class CountReport:
     training_cases: tuple[str, ...] = ()
     model_sha256: str = ""
     verifier_sha256: str = ""
+    card_sha256: str = ""
     source_sha256: str = ""
+    region_sha256: str = ""
     bad_tiles: tuple[BadTile, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

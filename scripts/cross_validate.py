@@ -18,9 +18,10 @@ from pathlib import Path
 
 from mitosis.checkpoints import load_model
 from mitosis.cohort import SlideSource, find_sources
+from mitosis.cohort_count import count_slides
 from mitosis.config import Config, load_config
 from mitosis.evaluation import choose_threshold, cross_thresholds, evaluate
-from mitosis.inference import Model, count_slides
+from mitosis.inference import Model
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
 from mitosis.ranking import DetectionCurve, SlideScores
@@ -72,7 +73,7 @@ def _model_for(case: str, models: Path) -> Path:
 
 def _count(sources: list[SlideSource], model: Path, out: Path, config: Config) -> None:
     for result in count_slides(sources, Model.of(*load_model(model)), out, config.count, overwrite=True):
-        print(result.name, result.report.mitotic_count if result.report else result.error, flush=True)
+        print(result.name, result.to_dict().get("mitotic_count", result.error), flush=True)
 
 
 def _print_tables(counted: dict[str, list[ScoredSlide]]) -> None:

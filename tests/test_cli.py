@@ -164,11 +164,25 @@ def test_results_and_runs_that_are_there_are_not_replaced(walked, slides_folder)
     folder, _ = walked
     before = contents(folder)
     sentence = expect_error("count", slides_folder, "--model", folder / "run", "--out", folder / "results")
-    assert "--overwrite" in sentence
+    assert "A01 was counted with count.hotspot_mm2 0.005 → 2.37. Choose another --out, or add --overwrite" in sentence
     assert "--resume" in expect_error("train", folder / "patches", "--out", folder / "run", *LEARN)
     other = ("--set", "extract.size=96", "--workers", "1", "--out", folder / "patches")
     assert "size 64 → 96" in expect_error("extract", slides_folder, "--annotations", slides_folder, *other)
     assert contents(folder) == before
+
+
+def test_the_same_count_again_goes_on_where_it_was(walked, slides_folder):
+    folder, _ = walked
+    before = contents(folder / "results")
+    (folder / "results" / "A02" / "count.json").unlink()
+    words = ("count", slides_folder / "*.png", "--model", folder / "run", "--out", folder / "results", *TILES)
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    first, second, third, _ = lines_of(out)
+    assert "mitotic figures in the hotspot of" in second
+    assert first.startswith("A01: counted before, ")
+    assert third.startswith("B01: counted before, ")
+    assert contents(folder / "results") == before
 
 
 def test_a_finished_run_can_be_resumed(walked):
@@ -229,6 +243,20 @@ def test_a_manifest_serves_in_place_of_slides(slides_folder, tmp_path):
     assert {(p.case_id, p.domain) for p in PatchIndex.read(tmp_path / "out").patches} == {("A", "lab"), ("B", "lab")}
 
 
+def test_a_manifest_of_slides_to_count_may_name_regions(slides_folder, model_folder, tmp_path):
+    corners = [[0, 0], [128, 0], [128, 256], [0, 256]]
+    geometry = {"type": "Polygon", "coordinates": [corners]}
+    (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
+    rows = [f"{slides_folder / 'A01'}.png,A,roi.geojson", f"{slides_folder / 'B01'}.png,B,"]
+    (tmp_path / "m.csv").write_text("\n".join(["slide,case,roi", *rows]))
+    words = ("--manifest", tmp_path / "m.csv", "--model", model_folder, "--out", tmp_path / "out", *TILES)
+    code, _, err = run("count", *words)
+    assert (code, err) == (0, "")
+    first, second = (json.loads((tmp_path / "out" / name / "count.json").read_text()) for name in ("A01", "B01"))
+    assert (first["case_id"], second["case_id"]) == ("A", "B")
+    assert first["tissue_mm2"] == pytest.approx(second["tissue_mm2"] / 2)
+
+
 # Help, usage, imports
 
 
@@ -256,6 +284,8 @@ def test_the_help_names_every_verb():
         ("extract", "a.svs"),
         ("train", "patches"),
         ("count", "a.svs", "--out", "x"),
+        ("count", "--model", "m", "--out", "x"),
+        ("count", "a.svs", "--manifest", "m.csv", "--model", "m", "--out", "x"),
         ("count", "a.svs", "--model", "m", "--out", "x", "--workers", "-1"),
         ("count", "a.svs", "--model", "m", "--out", "x", "--threshold", "high"),
         ("evaluate", "results"),

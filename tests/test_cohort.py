@@ -1,5 +1,7 @@
 """Cohort: which slides a run has, and what is known of each before it is opened."""
 
+from pathlib import Path
+
 import pytest
 
 from mitosis.cohort import SlideSource, find_sources, read_manifest
@@ -71,6 +73,39 @@ def test_what_is_not_there_is_named(tmp_path):
         find_sources([touch(tmp_path / "s", "a.png")], annotations=tmp_path / "marks.csv")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.svs", ["b"]),
+        ("*", ["a", "b"]),
+        ("**/*.svs", ["b", "c"]),
+        ("[ab].*", ["a", "b"]),
+        ("inner/?.svs", ["c"]),
+    ],
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_pattern_gives_the_slides_that_match(tmp_path, monkeypatch, pattern, names, relative):
+    folder = touch(tmp_path / "s", "b.svs", "a.PNG", "a.csv", "a_mask.png", ".hidden.png", "notes.txt")
+    touch(folder / "inner", "c.svs")
+    monkeypatch.chdir(tmp_path)
+    sources = find_sources([(Path("s") if relative else folder) / pattern])
+    assert [source.slide_id for source in sources] == names
+    assert all(source.path.is_absolute() != relative for source in sources)
+
+
+def test_a_pattern_that_matches_nothing_or_is_none_is_named(tmp_path):
+    touch(tmp_path, "a.csv")
+    for pattern in ("*.svs", "*.csv", "none/*"):
+        with pytest.raises(SlideNotFoundError, match="no slide matches this pattern"):
+            find_sources([tmp_path / pattern])
+    with pytest.raises(SlideNotFoundError, match="not a pattern"):
+        find_sources([tmp_path / "**x"])
+
+
+def test_a_name_with_brackets_is_a_name_if_it_is_there(tmp_path):
+    assert find_sources([touch(tmp_path, "a[1].png", "a1.png") / "a[1].png"])[0].slide_id == "a[1]"
+
+
 @pytest.mark.parametrize("name", ["...png", "..png"])
 def test_a_name_that_would_lead_out_of_the_output_folder_is_refused(tmp_path, name):
     touch(tmp_path, name)
@@ -79,14 +114,15 @@ def test_a_name_that_would_lead_out_of_the_output_folder_is_refused(tmp_path, na
 
 
 def test_a_manifest_says_everything_and_its_paths_start_at_its_folder(tmp_path):
-    touch(tmp_path / "data", "b.svs", "a.svs", "a.csv")
+    touch(tmp_path / "data", "b.svs", "a.svs", "a.csv", "a.geojson")
     manifest = write(
         tmp_path / "data" / "m.csv",
-        "\ufeffslide,case,domain,mpp,annotations\nb.svs,,,,\na.svs,patient 1,Aperio,0.25,a.csv\n",
+        "\ufeffslide,case,domain,mpp,annotations,roi\nb.svs,,,,,\na.svs,patient 1,Aperio,0.25,a.csv,a.geojson\n",
     )
     first, second = read_manifest(manifest)
     data = tmp_path / "data"
-    assert first == SlideSource(data / "a.svs", "a", "patient 1", "Aperio", 0.25, data / "a.csv")
+    marks, region = data / "a.csv", data / "a.geojson"
+    assert first == SlideSource(data / "a.svs", "a", "patient 1", "Aperio", 0.25, marks, region)
     assert second == SlideSource(data / "b.svs", "b", "b")
 
 
@@ -106,6 +142,8 @@ def test_an_absolute_path_in_a_manifest_stays(tmp_path):
         ("case,slide\np1,a.svs\np2\n", "line 3: no slide"),
         ("slide,case\n,p1\n", "line 2: no slide"),
         ("slide,annotations\na.svs,none.csv\n", r"none\.csv: no such file or folder"),
+        ("slide,roi\na.svs,none.geojson\n", r"m\.csv, line 2: .*none\.geojson: no such file of a region"),
+        ("slide,roi\na.svs,.\n", "line 2: .*: no such file of a region"),
     ],
 )
 def test_a_manifest_that_says_too_little_is_refused_with_its_line(tmp_path, text, complaint):

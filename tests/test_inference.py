@@ -1,7 +1,5 @@
 """Inference: what is found does not depend on how a slide was tiled, and one bad slide or tile spoils no other."""
 
-import csv
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,23 +10,19 @@ from conftest import (
     MPP,
     ArraySlide,
     busy_network,
-    contents,
     damage_tiles,
     draw_field,
     random_places,
-    save_slide,
     save_tiff,
 )
 
 from mitosis.checkpoints import ModelCard, load_model
-from mitosis.cohort import find_sources
 from mitosis.config import CountConfig, NetworkConfig
 from mitosis.detections import concatenate, find_peaks, merge, reach_px
 from mitosis.engines import to_input
-from mitosis.errors import ConfigError, ModelError, OutputError, SlideError
-from mitosis.files import sha256
+from mitosis.errors import ConfigError, ModelError, SlideError
 from mitosis.geometry import Box
-from mitosis.inference import Model, count_slide, count_slides, detect
+from mitosis.inference import Model, count_slide
 from mitosis.slides import BadTile, open_slide
 from mitosis.tissue import find_tissue
 
@@ -55,8 +49,7 @@ def config(**settings):
 
 
 def found_on(slide, model=ORACLE, **settings):
-    chosen = config(**settings)
-    return merge(concatenate(detect(slide, find_tissue(slide), model, chosen)), slide.mpp, chosen.merge_um)
+    return count_slide(slide, "s", model, config(**settings)).candidates
 
 
 def assert_same(found, expected):
@@ -316,102 +309,3 @@ def test_a_file_that_is_half_damaged_has_failed(tmp_path):
     damage_tiles(path, *(row * 4 + column for row in range(4) for column in (0, 1)))
     with open_slide(path) as slide, pytest.raises(SlideError, match=r"50\.0% of the tissue lies in damaged tiles"):
         count(slide, ORACLE)
-
-
-# Many slides
-
-
-def run(slides, out, model=ORACLE, **options):
-    return {result.name: result for result in count_slides(find_sources([slides]), model, out, config(), **options)}
-
-
-def summary(out):
-    with (out / "summary.csv").open(newline="") as stream:
-        return {row["slide"]: row for row in csv.DictReader(stream)}
-
-
-def test_each_slide_gets_a_folder_and_a_line(slides_folder, tmp_path):
-    told = []
-    results = run(slides_folder, tmp_path / "out", on_tiles=lambda *progress: told.append(progress))
-    assert list(results) == ["A01", "A02", "B01"]
-    assert {(result.status, result.report.mitotic_count) for result in results.values()} == {("ok", 6)}
-    lines = summary(tmp_path / "out")
-    assert [lines[name]["mitotic_count"] for name in results] == ["6", "6", "6"]
-    for name in results:
-        content = json.loads((tmp_path / "out" / name / "count.json").read_text())
-        assert (content["slide"], content["mitotic_count"]) == (name, 6)
-    assert [progress[1:] for progress in told if progress[0] == "B01"][-1] == (9, 9)
-
-
-@pytest.mark.parametrize(
-    ("training", "seen"),
-    [({}, set()), ({"cases": ["A"]}, {"A01", "A02"}), ({"source_sha256": ["{B01}"]}, {"B01"})],
-)
-def test_each_count_says_its_case_and_whether_the_model_has_seen_it(slides_folder, tmp_path, training, seen):
-    """By its case, or by the very file under whatever name."""
-    digest = sha256(slides_folder / "B01.png")
-    training = {key: [value.replace("{B01}", digest) for value in values] for key, values in training.items()}
-    model = replace(ORACLE, card=CARD.model_copy(update={"training": training}))
-    sources = find_sources([slides_folder], case_pattern="^[AB]", domain="scanner 1")
-    for result in count_slides(sources, model, tmp_path / "out", config()):
-        content = json.loads((tmp_path / "out" / result.name / "count.json").read_text())
-        assert (content["case_id"], content["domain"]) == (result.name[0], "scanner 1")
-        assert content["seen_in_training"] == (result.name in seen)
-        assert content["training_cases"] == training.get("cases", [])
-
-
-def test_the_same_slides_give_the_same_bytes(slides_folder, tmp_path):
-    for name in ("one", "two"):
-        run(slides_folder / "A01.png", tmp_path / name)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-
-def test_a_bad_slide_stops_no_other_and_is_named_in_the_summary(slides_copy, tmp_path):
-    whole = (slides_copy / "A02.png").read_bytes()
-    (slides_copy / "A02.png").write_bytes(whole[: len(whole) // 2])
-    results = run(slides_copy, tmp_path / "out")
-    assert {name: result.status for name, result in results.items()} == {"A01": "ok", "A02": "failed", "B01": "ok"}
-    assert "A02.png: " in results["A02"].error
-    lines = summary(tmp_path / "out")
-    assert [lines[name]["status"] for name in ("A01", "A02", "B01")] == ["ok", "failed", "ok"]
-    assert "A02.png: " in lines["A02"]["error"]
-    assert lines["A02"]["mitotic_count"] == ""
-    assert not (tmp_path / "out" / "A02").exists()
-
-
-def test_results_are_replaced_only_if_that_is_asked_for(slides_folder, tmp_path):
-    out = tmp_path / "out"
-    run(slides_folder / "A01.png", out)
-    before = contents(out)
-    with pytest.raises(ConfigError, match=r"out: holds results already\. .*--overwrite"):
-        run(slides_folder / "A01.png", out)
-    assert contents(out) == before
-    (out / "summary.csv").write_text("old")
-    run(slides_folder / "A01.png", out, overwrite=True)
-    assert contents(out) == before
-
-
-def test_a_slide_that_fails_now_keeps_no_count_of_before(slides_copy, tmp_path):
-    """Or `mitosis evaluate` would take the old count for that of this run."""
-    path, out = slides_copy / "A02.png", tmp_path / "out"
-    run(path, out)
-    assert (out / "A02" / "count.json").exists()
-    path.write_bytes(b"\x89PNG broken")
-    run(path, out, overwrite=True)
-    assert not list(out.glob("*/count.json"))
-
-
-def test_a_place_that_cannot_be_written_to_stops_the_run(slides_folder, tmp_path):
-    (tmp_path / "out").write_text("in the way")
-    with pytest.raises(OutputError, match="out"):
-        run(slides_folder, tmp_path / "out")
-
-
-def test_a_slide_that_vanished_meanwhile_or_knows_no_mpp_has_failed(slides_copy, tmp_path):
-    sources = find_sources([slides_copy / f"{name}.png" for name in ("A02", "B01")])
-    (slides_copy / "A02.png").unlink()
-    save_slide(slides_copy / "B01.png", draw_field([]), mpp=None)
-    gone, no_mpp = count_slides(sources, ORACLE, tmp_path / "out", config())
-    assert (gone.status, no_mpp.status) == ("failed", "failed")
-    assert "no such file" in gone.error
-    assert "no µm/px" in no_mpp.error

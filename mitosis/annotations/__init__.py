@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, overload
 from mitosis.annotations import atypia, geojson, label_mask, midog, pixel_list, points
 from mitosis.annotations.annotation import Annotation, AnnotationSet, Label, bare_name
 from mitosis.annotations.find import find_annotations
+from mitosis.annotations.geojson import read_region_outlines
 from mitosis.annotations.points import write_points
 from mitosis.annotations.segments import TELOPHASE_UM, join_segments
 from mitosis.annotations.text import read_head
@@ -31,6 +32,7 @@ __all__ = [
     "find_annotations",
     "load_annotations",
     "read_annotations",
+    "read_region_outlines",
     "write_points",
 ]
 

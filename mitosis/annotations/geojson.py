@@ -20,7 +20,7 @@ from mitosis.annotations.segments import from_outlines, polygons_in
 from mitosis.annotations.text import number, read_json
 from mitosis.errors import AnnotationError
 
-__all__ = ["read", "recognises"]
+__all__ = ["read", "read_region_outlines", "recognises"]
 
 _SHAPES = ("Polygon", "MultiPolygon")
 
@@ -37,6 +37,27 @@ def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001 (one signa
     marks = [_mark(feature, f"{path}, feature {number}") for number, feature in enumerate(features, start=1)]
     check_classes((name for name, _ in marks), path)
     return by_class(marks)
+
+
+def read_region_outlines(path: Path) -> tuple[Polygon, ...]:
+    """The areas of every feature, whatever its class, level-0 px; points and lines have none.
+
+    Raises
+    ------
+    AnnotationError
+        The file is missing, is not GeoJSON, or an outline in it is broken.
+    """
+    features = _features(read_json(path), path)
+    return tuple(
+        outline for number, feature in enumerate(features, 1) for outline in _area(feature, f"{path}, feature {number}")
+    )
+
+
+def _area(feature: Any, where: str) -> tuple[Polygon, ...]:
+    if not isinstance(feature, dict):
+        raise AnnotationError(f"{where}: is no GeoJSON Feature. Export the annotations from QuPath again.")
+    geometry = feature.get("geometry")
+    return _outlines(geometry, where) if isinstance(geometry, dict) else ()
 
 
 def _features(content: Any, path: Path) -> list[Any]:

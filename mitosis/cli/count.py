@@ -1,6 +1,9 @@
 """``mitosis count``."""
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,15 +12,28 @@ import typer
 from mitosis.cli.options import CasePattern, ConfigFile, Domain, ModelName, Mpp, Set, Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mitosis.cohort_count import Progress, SlideResult
+    from mitosis.config import CountConfig
     from mitosis.counting import CountReport
 
 __all__ = ["count"]
 
 
 def count(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that hold them.", show_default=False)],
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)],
+    slides: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Slide files, folders that hold them, or patterns such as 'slides/*.svs'.", show_default=False
+        ),
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="CSV with the columns slide, case, domain, mpp, roi instead of SLIDES."),
+    ] = None,
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
     domain: Domain = "",
@@ -34,23 +50,26 @@ def count(
         list[str] | None,
         typer.Option("--rule", help="Grading rule, e.g. nottingham-density. May be repeated. Default: no grade."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace counts that other settings or another model made.")
+    ] = False,
     config: ConfigFile = None,
     settings: Set = None,
     workers: Workers = None,
 ) -> None:
     """Count mitotic figures on slides.
 
+    The same command given again goes on where it was stopped: slides that are done are not counted again.
+
     Exit code: 0 all well, 1 a slide failed, 3 finished but parts of a slide could not be read, 2 wrong usage.
 
     Example: mitosis count slide.svs --model run --out results
     """
-    from rich.progress import Progress
-
-    from mitosis.cohort import find_sources
-    from mitosis.config import load_config
-    from mitosis.grading import find_rule
-    from mitosis.inference import Model, count_slides
+    if (manifest is None) == (not slides):
+        raise typer.BadParameter("name either SLIDES or a --manifest")
+    from mitosis.cohort import find_sources, read_manifest
+    from mitosis.cohort_count import count_slides
+    from mitosis.inference import Model
     from mitosis.models import find_model
 
     given: dict[str, object] = {
@@ -58,31 +77,85 @@ def count(
         "threshold": threshold,
         "engine": engine,
         "workers": workers,
+        "rules": json.dumps(rule) if rule else None,
     }
-    if rule:
-        given["rules"] = json.dumps(rule)
+    chosen = _settings(config, settings or [], given)
+    sources = (
+        read_manifest(manifest)
+        if manifest
+        else find_sources(slides or [], case_pattern=case_pattern, domain=domain, mpp=mpp)
+    )
+    loaded = Model.load(find_model(model), chosen)
+    results = []
+    with _display() as (tell, show):
+        for result in count_slides(sources, loaded, out, chosen, overwrite=overwrite, on_progress=show):
+            results.append(result)
+            tell(result)
+    typer.echo(str(out / "summary.csv"))
+    statuses = {result.status for result in results}
+    raise typer.Exit(1 if "failed" in statuses else 3 if "degraded" in statuses else 0)
+
+
+def _settings(path: Path | None, assignments: list[str], given: dict[str, object]) -> "CountConfig":
+    """Settings of the file, then those of ``--set``, then those of other options."""
+    from mitosis.config import load_config
+    from mitosis.grading import find_rule
+
     extra = tuple(f"count.{key}={value}" for key, value in given.items() if value is not None)
-    chosen = load_config(config, (*(settings or ()), *extra)).count
+    chosen = load_config(path, (*assignments, *extra)).count
     for name in chosen.rules:
         find_rule(name)  # before a slide is read
-    sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp)
-    loaded = Model.load(find_model(model), chosen)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("slide", total=None)
+    return chosen
 
-        def on_tiles(name: str, done: int, total: int) -> None:
-            progress.update(task, description=name, completed=done, total=total)
 
-        rows = []
-        for row in count_slides(sources, loaded, out, chosen, overwrite=overwrite, on_tiles=on_tiles):
-            rows.append(row)
-            if row.report is None:
-                typer.echo(f"Error: {row.error}", err=True)
+@contextmanager
+def _display() -> "Iterator[tuple[Callable[[SlideResult], None], Callable[[Progress], None]]]":
+    """A bar of slides with mm²/s and the time left: what says how a slide ended, and what moves the bar."""
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+    with Bar(*columns, transient=True) as bar:
+        task, speed = bar.add_task("slides", total=None, state=""), _Speed()
+
+        def tell(result: "SlideResult") -> None:
+            if result.error:
+                typer.echo(f"Error: {result.error}", err=True)
             else:
-                progress.console.print(_sentence(row.report), highlight=False, markup=False, soft_wrap=True)
-    typer.echo(str(out / "summary.csv"))
-    statuses = {row.status for row in rows}
-    raise typer.Exit(1 if "failed" in statuses else 3 if "degraded" in statuses else 0)
+                bar.console.print(_outcome(result), highlight=False, markup=False, soft_wrap=True)
+
+        def show(now: "Progress") -> None:
+            bar.update(
+                task, description=now.slide, total=now.n_slides, completed=now.n_done + now.part, state=speed.state(now)
+            )
+
+        yield tell, show
+
+
+class _Speed:
+    """mm²/s and time left; only slides that this run counts have a say."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def state(self, now: "Progress") -> str:
+        """Slides done of all, mm²/s, time left."""
+        counted = now.n_done - now.n_before + now.part
+        if not counted:
+            self.start = time.monotonic()
+        passed = time.monotonic() - self.start
+        text = f"{now.n_done}/{now.n_slides} slides"
+        if not counted or not passed:
+            return text
+        left = round(passed / counted * (now.n_slides - now.n_done - now.part))
+        return f"{text}, {now.counted_mm2 / passed:.2f} mm²/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+
+
+def _outcome(result: "SlideResult") -> str:
+    if result.report:
+        return _sentence(result.report)
+    n = result.to_dict()["mitotic_count"]
+    return f"{result.name}: counted before, {n} mitotic figures in all."
 
 
 def _sentence(report: "CountReport") -> str:
