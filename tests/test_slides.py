@@ -1030,7 +1030,7 @@ def test_reading_in_blocks_and_bands_leaves_no_trace(
 ) -> None:
     at_once = thumbnail(pyramid, mpp)
     monkeypatch.setattr(resample, "BLOCK", 37)
-    monkeypatch.setattr(resample, "BAND", 5)
+    monkeypatch.setattr(resample, "PIECE", (11, 5))
     np.testing.assert_array_equal(thumbnail(pyramid, mpp), at_once)
 
 
@@ -1051,6 +1051,301 @@ def test_an_explicit_mpp_scales_the_levels(tmp_path: Path) -> None:
     path = write(tmp_path / "a.svs", picture(), halved(picture()), description=APERIO)
     with open_slide(path, 0.5) as slide:
         assert resample._best_level(slide, 1.0) == (1, 1)
+
+
+# --- decoded at a fraction of its size ------------------------------------------------------------------------------
+
+
+def jpeg_tiff(path: Path, image: Pixels, subsampling: str = "420", fill: int | None = None, **options: Any) -> Path:
+    """One level of JPEG tiles of 64 px, quality 90; `fill` is what stands beyond the image's edge."""
+    height, width = image.shape[:2]
+    sides = ((0, -height % 64), (0, -width % 64), (0, 0))
+    padded = np.pad(image, sides, "edge") if fill is None else np.pad(image, sides, constant_values=fill)
+    tiles = jpeg_tiles(padded, lambda tile: simplejpeg.encode_jpeg(tile, 90, "RGB", subsampling))
+    factors = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}[subsampling]
+    options = {"photometric": "ycbcr", "subsampling": factors, "compression": "jpeg", **options}
+    return write(path, iter(tiles), shape=image.shape, dtype=np.uint8, **options)
+
+
+def smooth_picture(width: int = 301, height: int = 203) -> Pixels:
+    """Colours without detail that a transform of 8 x 8 px could lose: what is left of a shift shows."""
+    y, x = np.mgrid[:height, :width]
+    waves = [120 + 90 * np.sin(x / 37 + y / 51), 90 + y * 120 / height, 200 - x * 150 / width]
+    return np.rint(np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def without_reductions(slide: Slide, mpp: float) -> Pixels:
+    """The thumbnail as it is where tiles are decoded in full."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TiffSlide, "reductions", lambda *_: ())
+        return thumbnail(slide, mpp)
+
+
+@pytest.fixture(scope="module")
+def reducible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Slide]]:
+    """Slides at 0.25 µm/px of one level that are decoded at half size; sides are odd, no multiples of a tile."""
+    folder = tmp_path_factory.mktemp("reducible")
+    image = picture(301, 203)
+    grey, strips = folder / "grey.tif", folder / "strips.tif"
+    write(grey, image[..., 0], photometric="minisblack", compression="jpeg")
+    write(strips, image[:, :296], tile=None, rowsperstrip=16, compression="jpeg")
+    ndpi(folder / "scan.ndpi", picture(320, 80))
+    paths = [jpeg_tiff(folder / f"{kind}.tif", image, kind) for kind in ("420", "422", "444")]
+    slides = {path.stem: open_slide(path, 0.25) for path in (*paths, grey, strips, folder / "scan.ndpi")}
+    yield slides
+    for slide in slides.values():
+        slide.close()
+
+
+KINDS_OF_JPEG = ("420", "422", "444", "grey", "strips", "scan")
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_JPEG)
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_reduced_tile_shows_what_the_whole_one_shows(
+    reducible: dict[str, Slide], kind: str, factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = reducible[kind]
+    expected = without_reductions(slide, 0.25 * factor)
+    decode, scales = simplejpeg.decode_jpeg, []
+
+    def spy(data: bytes, *colours: str, **options: Any) -> Pixels:
+        scales.append(options.get("min_factor", 1))
+        pixels: Pixels = decode(data, *colours, **options)
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    difference = np.abs(thumbnail(slide, 0.25 * factor).astype(int) - expected)
+    assert difference.mean() < 2  # of a picture with noise
+    smaller = 2 if kind == "422" else factor
+    assert slide.reductions(0) == ((2,) if kind == "422" else (2, 4, 8))
+    assert set(scales) == ({smaller} if kind == "scan" else {1, smaller})  # 1: cut by the slide's edge
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.4963, 0.509, 0.75, 1.0, 1.3, 2.0])
+@pytest.mark.parametrize("subsampling", ["420", "444"])
+def test_reduced_pixels_lie_where_they_belong(tmp_path: Path, mpp: float, subsampling: str) -> None:
+    """A shift by a tenth of a pixel would show in these gradients (up to 2.4 levels a pixel)."""
+    image = smooth_picture(320, 192)
+    with open_slide(jpeg_tiff(tmp_path / "a.tif", image, subsampling), 0.25) as slide:
+        pixels = thumbnail(slide, mpp)[:-3, :-3]  # the last ones may reach over the edge
+        error = pixels - area_average(image, mpp / 0.25)[: pixels.shape[0], : pixels.shape[1]]
+    assert np.abs(error).mean() < 1
+    slope = np.gradient(area_average(image, mpp / 0.25)[: pixels.shape[0], : pixels.shape[1]], axis=1)
+    for channel in (0, 2):
+        shift = (error[..., channel] * slope[..., channel]).mean() / (slope[..., channel] ** 2).mean()
+        assert abs(shift) < 0.05
+
+
+@given(
+    kind=st.sampled_from(KINDS_OF_JPEG),
+    mpp=st.one_of(st.floats(0.4951, 2.5), st.sampled_from([0.4963, 0.5, 0.509, 0.75, 1.0, 2.0, 3.0])),
+    corner=st.tuples(st.floats(-0.2, 1.1), st.floats(-0.2, 1.1)),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_reduced_pixel_is_the_same_whichever_box_it_is_read_through(
+    reducible: dict[str, Slide], kind: str, mpp: float, corner: tuple[float, float], size: tuple[int, int]
+) -> None:
+    slide, margin = reducible[kind], 40
+    width, height = grid_dimensions(slide.dimensions, slide.mpp, mpp)
+    around = read_at_mpp(slide, Box(-margin, -margin, width + margin, height + margin), mpp)
+    x, y = max(int(corner[0] * width), -margin), max(int(corner[1] * height), -margin)
+    box = Box(x, y, min(x + size[0], width + margin), min(y + size[1], height + margin))
+    part = around[box.y0 + margin : box.y1 + margin, box.x0 + margin : box.x1 + margin]
+    np.testing.assert_array_equal(read_at_mpp(slide, box, mpp), part)
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.509, 1.0, 2.2])
+@pytest.mark.parametrize("side", [7, 32, 50])
+def test_parts_of_a_reduced_slide_make_the_whole(reducible: dict[str, Slide], mpp: float, side: int) -> None:
+    """In any order, over borders of JPEG tiles and in the last, cut ones."""
+    slide = reducible["420"]
+    at_once = thumbnail(slide, mpp)
+    height, width = at_once.shape[:2]
+    boxes = [Box(x, y, x + side, y + side) for y in range(0, height, side) for x in range(0, width, side)]
+    pieced = np.zeros_like(at_once)
+    for number in np.random.default_rng(side).permutation(len(boxes)):
+        box = boxes[number]
+        part = read_at_mpp(slide, box, mpp)
+        pieced[box.y0 : box.y1, box.x0 : box.x1] = part[: height - box.y0, : width - box.x0]
+    np.testing.assert_array_equal(pieced, at_once)
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.509, 0.7, 1.1])
+def test_reducing_in_blocks_and_pieces_leaves_no_trace(
+    reducible: dict[str, Slide], mpp: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = thumbnail(reducible["420"], mpp)
+    monkeypatch.setattr(resample, "BLOCK", 37)
+    monkeypatch.setattr(resample, "PIECE", (11, 5))
+    np.testing.assert_array_equal(thumbnail(reducible["420"], mpp), at_once)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("fill", [0, 255])
+def test_what_fills_up_the_last_tiles_does_not_come_in(tmp_path: Path, factor: int, fill: int) -> None:
+    """A pixel that the slide's edge cuts is a mean of the slide and of white, as it is without reduction."""
+    path = jpeg_tiff(tmp_path / "a.tif", smooth_picture(301, 203), fill=fill)
+    with open_slide(path, 0.25) as slide:
+        pixels, expected = thumbnail(slide, 0.25 * factor), without_reductions(slide, 0.25 * factor)
+    assert pixels.shape == expected.shape == (-(-203 // factor), -(-301 // factor), 3)
+    first_cut = (192 // factor, 256 // factor)
+    np.testing.assert_array_equal(pixels[first_cut[0] :], expected[first_cut[0] :])
+    np.testing.assert_array_equal(pixels[:, first_cut[1] :], expected[:, first_cut[1] :])
+
+
+@pytest.mark.parametrize("tables", [False, True])
+@pytest.mark.parametrize("kind", ["rgb", "ycbcr"])
+def test_reduced_jpeg_tiles_have_the_colours_their_tag_says(tmp_path: Path, kind: str, tables: bool) -> None:
+    encode = as_rgb_components if kind == "rgb" else lambda tile: simplejpeg.encode_jpeg(tile, 90, "RGB", "444")
+    tiles = jpeg_tiles(smooth_picture(256, 192), encode)
+    options: dict[str, Any] = {"subsampling": (1, 1), "shape": (192, 256, 3), "dtype": np.uint8, "compression": "jpeg"}
+    if tables:
+        options["jpegtables"] = without_tables(tiles[0])[1]
+        tiles = [without_tables(tile)[0] for tile in tiles]
+    path = write(tmp_path / "a.svs", iter(tiles), photometric="ycbcr", description=APERIO, **options)
+    patch_tag(path, 262, 2 if kind == "rgb" else 6)
+    with open_slide(path) as slide:
+        assert slide.reductions(0) == (2, 4, 8)
+        for factor in (2, 4, 8):
+            pixels = thumbnail(slide, 0.25 * factor)
+            assert np.abs(pixels - area_average(smooth_picture(256, 192), factor)).max() < 6
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0.0, 1.0), (0.5, 1.0)])
+@pytest.mark.parametrize("mpp", [0.5, 0.509, 2.0])
+@pytest.mark.parametrize("index", [7, 9])
+def test_damage_is_white_and_listed_where_tiles_are_reduced(
+    tmp_path: Path, start: float, stop: float, mpp: float, index: int
+) -> None:
+    """Tile 7 is whole, tile 9 cut by the slide's edge."""
+    path = jpeg_tiff(tmp_path / "a.tif", picture(301, 203))
+    damage(path, index, start=start, stop=stop)
+    with open_slide(path, 0.25) as slide, open_slide(path, 0.25) as other, open_slide(path, 0.25) as third:
+        pixels = thumbnail(slide, mpp)
+        [bad] = slide.bad_tiles
+        without_reductions(other, mpp)
+        assert other.bad_tiles == (bad,)
+        whole(third)  # what is known of a tile does not change what is read
+        np.testing.assert_array_equal(thumbnail(third, mpp), pixels)
+    assert bad.box == {7: Box(128, 64, 192, 128), 9: Box(256, 64, 301, 128)}[index]
+    step = mpp / 0.25
+    inner = [int(np.ceil(bad.box[i] / step)) + 1 for i in (0, 1)] + [int(bad.box[i] / step) - 1 for i in (2, 3)]
+    assert (pixels[inner[1] : inner[3], inner[0] : inner[2]] == 255).all()
+
+
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), n=st.integers(1, 3))
+@settings(max_examples=100, deadline=None)
+def test_the_same_damage_is_noticed_at_every_size(
+    tmp_path_factory: pytest.TempPathFactory, place: float, value: int, n: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "noticed.tif"
+    jpeg_tiff(path, picture(128, 64))
+    with tifffile.TiffFile(path) as file:
+        offset, count = file.pages[0].dataoffsets[1], file.pages[0].databytecounts[1]
+    data = bytearray(path.read_bytes())
+    begin = offset + int(place * count)
+    data[begin : min(begin + n, offset + count)] = bytes([value]) * (min(begin + n, offset + count) - begin)
+    path.write_bytes(data)
+    found = []
+    for factor in (1, 2, 4, 8):
+        with TiffSlide(path, 0.25) as slide:
+            if set(slide.reductions(0)) == {2, 4, 8}:
+                pixels = slide.read_reduced(Box(0, 0, 128 // factor, 64 // factor), 0, factor) if factor > 1 else None
+                assert pixels is None or pixels.shape == (64 // factor, 128 // factor, 3)
+                whole(slide) if factor == 1 else None
+                found.append([bad.box for bad in slide.bad_tiles])
+    assert all(boxes == found[0] for boxes in found)
+
+
+@pytest.mark.parametrize("side", [32, 128, 320])
+def test_a_jpeg_of_another_size_than_its_tile_is_bad_at_every_size(tmp_path: Path, side: int) -> None:
+    """One of half the size could pass for a reduced one."""
+    tiles = jpeg_tiles(picture(128, 64), lambda tile: simplejpeg.encode_jpeg(tile, 90, "RGB", "444"))
+    tiles[1] = simplejpeg.encode_jpeg(picture(side, side), 90, "RGB", "444")
+    options = {"shape": (64, 128, 3), "dtype": np.uint8, "photometric": "ycbcr", "subsampling": (1, 1)}
+    path = write(tmp_path / "a.tif", iter(tiles), compression="jpeg", **options)
+    for mpp in (0.25, 0.5, 1.0, 2.0):
+        with TiffSlide(path, 0.25) as slide:
+            pixels = thumbnail(slide, mpp)
+            assert (pixels[:, pixels.shape[1] // 2 :] == 255).all()
+            assert [bad.box for bad in slide.bad_tiles] == [Box(64, 0, 128, 64)]
+
+
+def test_a_reduced_tile_that_was_never_scanned_is_white_but_not_bad(tmp_path: Path) -> None:
+    tiles = jpeg_tiles(picture(192, 64), lambda tile: simplejpeg.encode_jpeg(tile, 90, "RGB", "444"))
+    options = {"shape": (64, 192, 3), "dtype": np.uint8, "photometric": "ycbcr", "subsampling": (1, 1)}
+    path = write(tmp_path / "a.tif", iter([tiles[0], b"", tiles[2]]), compression="jpeg", **options)
+    with TiffSlide(path, 0.25) as slide:
+        assert slide.reductions(0) == (2, 4, 8)
+        pixels = thumbnail(slide, 0.5)
+        assert (pixels[:, 32:64] == 255).all()
+        assert (pixels[:, :32] < 255).any()
+        assert slide.bad_tiles == ()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_is_no_jpeg_is_read_in_full(tmp_path: Path, kind: str) -> None:
+    image, options, expected = KINDS[kind]
+    options = {"photometric": "rgb", "tile": (64, 48), "metadata": None, **options}
+    file = {key: options.pop(key) for key in ("byteorder", "bigtiff") if key in options}
+    with tifffile.TiffWriter(tmp_path / "a.tif", **file) as writer:
+        writer.write(image, **options)
+    with TiffSlide(tmp_path / "a.tif", 0.25) as slide:
+        assert slide.reductions(0) == ()
+        np.testing.assert_allclose(thumbnail(slide, 0.5), area_average(np.rint(expected), 2), atol=1.01)
+
+
+def test_strips_that_no_block_ends_with_are_read_in_full(tmp_path: Path) -> None:
+    """Their last columns of blocks lie half beyond the slide's edge."""
+    path = write(tmp_path / "a.tif", picture(300, 96), tile=None, rowsperstrip=16, compression="jpeg")
+    with TiffSlide(path, 0.25) as slide:
+        assert slide.reductions(0) == ()
+
+
+def test_only_factors_that_a_level_has_are_read(reducible: dict[str, Slide], opened: Slide) -> None:
+    for slide, factor in ((reducible["420"], 3), (reducible["422"], 4), (opened, 2)):
+        with pytest.raises(ValueError, match=f"factor {factor} where level 0 has"):
+            slide.read_reduced(Box(0, 0, 4, 4), 0, factor)
+    assert opened.reductions(0) == ()
+
+
+def test_a_closed_slide_gives_no_reduced_pixels(tmp_path: Path) -> None:
+    with open_slide(jpeg_tiff(tmp_path / "a.tif", picture()), 0.25) as slide:
+        pass
+    with pytest.raises(SlideError, match="closed"):
+        slide.read_reduced(Box(0, 0, 4, 4), 0, 2)
+
+
+def test_reduced_pixels_are_the_callers_own_and_survive_pickling(tmp_path: Path) -> None:
+    with open_slide(jpeg_tiff(tmp_path / "a.tif", picture()), 0.25) as slide, reopened(slide) as copy:
+        box = Box(32, 32, 64, 64)  # exactly a tile
+        before = slide.read_reduced(box, 0, 2).copy()
+        slide.read_reduced(box, 0, 2)[...] = 7
+        np.testing.assert_array_equal(copy.read_reduced(box, 0, 2), before)
+        with ThreadPoolExecutor(4) as pool:
+            for pixels in pool.map(lambda _: slide.read_reduced(box, 0, 2), range(12)):
+                np.testing.assert_array_equal(pixels, before)
+
+
+def test_a_level_that_serves_is_taken_before_a_finer_one_is_reduced(tmp_path: Path) -> None:
+    image = picture(256, 128)
+    with open_slide(write(tmp_path / "a.tif", image, halved(image), compression="jpeg"), 0.25) as slide:
+        np.testing.assert_array_equal(thumbnail(slide, 0.5), whole(slide, 1))
+        coarse = slide.read_reduced(Box(0, 0, 64, 32), 1, 2)
+        np.testing.assert_array_equal(thumbnail(slide, 1.0), coarse)
+
+
+@given(start=st.integers(-50, 5000), step=st.floats(0.99, 3.99))
+def test_smooth_weights_keep_light_and_straight_lines(start: int, step: float) -> None:
+    taps = resample._Taps.at(start, 40, step, smooth=True)
+    np.testing.assert_allclose(taps.weights.sum(axis=1), 1, atol=1e-6)
+    line = (taps.start + np.arange(taps.length) + 0.5)[:, None]
+    middle = (start + np.arange(40) + 0.5) * step
+    weights = taps.weights.astype(float)
+    means = [weights[j] @ line[taps.first[j] : taps.first[j] + weights.shape[1], 0] for j in range(40)]
+    np.testing.assert_allclose(means, middle, rtol=1e-5, atol=1e-3)
 
 
 # --- real slides ----------------------------------------------------------------------------------------------------

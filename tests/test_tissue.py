@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mitosis.geometry import Box
+from mitosis.slides import Slide
 from mitosis.tissue import TissueMask, find_tissue
 
 PINK, WHITE, GLASS = (215, 150, 190), (255, 255, 255), (240, 241, 238)
 
 
-class ArraySlide:
+class ArraySlide(Slide):
     """A slide with one level, from an array uint8 [H, W, 3]."""
 
     path, properties, bad_tiles = Path("array"), {}, ()

@@ -118,6 +118,37 @@ class Slide(Protocol):
         """
         ...
 
+    def reductions(self, level: int) -> tuple[int, ...]:  # noqa: ARG002 (readers that can reduce need it)
+        """Whole factors by which pixels of a level are read smaller at less cost than in full, from the smallest."""
+        return ()
+
+    def read_reduced(self, region: Box, level: int, factor: int) -> NDArray[np.uint8]:
+        """Read pixels of one level that each stand for ``factor x factor`` of the level's.
+
+        Parameters
+        ----------
+        region : Box
+            px of the reduced level: its pixel (i, j) covers ``[j * factor, (j + 1) * factor) x [i * factor, (i + 1) *
+            factor)`` of the level.
+        level : int
+            0 is the finest.
+        factor : int
+            One of ``reductions(level)``.
+
+        Returns
+        -------
+        uint8 [height, width, 3]
+            RGB, close to the means of the level's pixels but not equal to them; white where `read_region` is white.
+
+        Raises
+        ------
+        SlideError
+            The file cannot be read any more.
+        ValueError
+            No such factor.
+        """
+        raise ValueError(f"factor {factor} where level {level} has {self.reductions(level)} (asked for {region})")
+
     def close(self) -> None:
         """Close the file."""
         ...

@@ -23,6 +23,7 @@ from mitosis.errors import SlideError
 from mitosis.geometry import Box
 from mitosis.slides import BadTile, Slide, UnsupportedSlideError, paste, usable_mpp
 from mitosis.slides.decode import Decoder, has_plain_rows, is_photograph, refusal, tile_decoder
+from mitosis.slides.resample import shrink
 from mitosis.slides.tiff_index import check_directories, downsample, measured_mpp, properties, pyramid_pages
 
 __all__ = ["TiffSlide", "open_tiff"]
@@ -47,21 +48,29 @@ class _Level:
     dimensions: tuple[int, int]
     tile_size: tuple[int, int]
     sparse: NDArray[np.bool_]  # tiles that were never scanned
-    decode: Decoder
+    decoder: Decoder
 
     @property
     def across(self) -> int:
         return -(-self.dimensions[0] // self.tile_size[0])
 
-    def box(self, index: int) -> Box:
-        """Where a tile lies, px of this level; clipped at the level's edge."""
+    def box(self, index: int, factor: int = 1) -> Box:
+        """Where a tile lies, px of this level or `factor` times larger ones; clipped at the level's edge."""
         row, column = divmod(index, self.across)
         x, y = column * self.tile_size[0], row * self.tile_size[1]
-        return Box(x, y, min(x + self.tile_size[0], self.dimensions[0]), min(y + self.tile_size[1], self.dimensions[1]))
+        right, bottom = min(x + self.tile_size[0], self.dimensions[0]), min(y + self.tile_size[1], self.dimensions[1])
+        return Box(x // factor, y // factor, -(-right // factor), -(-bottom // factor))
 
-    def pixels(self, index: int) -> NDArray[np.uint8]:
+    def pixels(self, index: int, factor: int = 1) -> NDArray[np.uint8]:
         """RGB of a tile, at least as much as is visible of it; raises some error where the data is damaged."""
-        tile, (width, height) = self.decode(index), self.box(index).size
+        width, height = self.box(index).size
+        if factor > 1:
+            if (width, height) == self.tile_size and self.decoder.reduced is not None:
+                return self.decoder.reduced(index, factor)
+            # what fills up a tile beyond the slide's edge is the writer's affair, and mixed into the last blocks
+            tile = np.pad(self.pixels(index)[:height, :width], _up_to(height, width, factor), constant_values=255)
+            return shrink(tile, factor)
+        tile = self.decoder.full(index)
         if tile.ndim != 3 or tile.shape[2] != 3 or tile.shape[0] < height or tile.shape[1] < width:
             raise ValueError(f"its data has the shape {tile.shape}, where {height} x {width} pixels are visible")
         return tile
@@ -189,29 +198,39 @@ class TiffSlide(Slide):
             return tuple(self._bad.values())
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        return self._read(self.level_box(location, level, size), level)
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        return self._levels[level].decoder.reductions
+
+    def read_reduced(self, region: Box, level: int, factor: int) -> NDArray[np.uint8]:
+        if factor not in self.reductions(level):
+            raise ValueError(f"factor {factor} where level {level} has {self.reductions(level)}")
+        return self._read(region, level, factor)
+
+    def _read(self, region: Box, level: int, factor: int = 1) -> NDArray[np.uint8]:
         if self._file.closed:
             raise SlideError(f"{self.path}: this slide was closed. Open it again.")
-        region = self.level_box(location, level, size)
-        plane = self._levels[level]
+        plane, shape = self._levels[level], (*region.size[::-1], 3)
         pixels: NDArray[np.uint8] | None = None
-        for index in plane.touched(region):
-            tile, box = self._tile(level, index), plane.box(index)
+        for index in plane.touched(Box(*(edge * factor for edge in region))):
+            tile, box = self._tile(level, index, factor), plane.box(index, factor)
             if tile is None:
                 continue
-            if box == region and tile.shape[:2] == (size[1], size[0]):
+            if box == region and tile.shape == shape:
                 return tile if tile.flags.writeable else tile.copy()
             if pixels is None:
-                pixels = np.full((size[1], size[0], 3), 255, np.uint8)
+                pixels = np.full(shape, 255, np.uint8)
             paste(pixels, region, tile, box)
-        return np.full((size[1], size[0], 3), 255, np.uint8) if pixels is None else pixels
+        return np.full(shape, 255, np.uint8) if pixels is None else pixels
 
-    def _tile(self, level: int, index: int) -> NDArray[np.uint8] | None:
-        """Pixels of a tile, or None where it was never scanned or is damaged."""
+    def _tile(self, level: int, index: int, factor: int) -> NDArray[np.uint8] | None:
+        """Pixels of a tile, as large or reduced, or None where it was never scanned or is damaged."""
         plane = self._levels[level]
         if plane.sparse[index] or (level, index) in self._bad:
             return None
         try:
-            return plane.pixels(index)
+            return plane.pixels(index, factor)
         except SlideError:
             raise
         except Exception as error:  # every codec has errors of its own
@@ -225,6 +244,11 @@ class TiffSlide(Slide):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TiffSlide, (self.path, self._given_mpp)
+
+
+def _up_to(height: int, width: int, factor: int) -> tuple[tuple[int, int], ...]:
+    """How much to add to pixels [height, width, 3] so that `factor` divides their sides."""
+    return (0, -height % factor), (0, -width % factor), (0, 0)
 
 
 def _probes(sparse: NDArray[np.bool_]) -> list[int]:
