@@ -82,6 +82,8 @@ class ModelCard(BaseModel):
         Cases, sha256 of the slide files, settings and the sha256 of the index it learned from.
     verifier : VerifierCard or None
         The second stage, if there is one. What it learned from is in `training` too.
+    description : str
+        What it is and where its limits are; may be empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,6 +100,7 @@ class ModelCard(BaseModel):
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
     verifier: VerifierCard | None = None
+    description: str = ""
     intended_use: str = "Research use only; not a medical device."
 
     def has_seen(self, case_id: str, source_sha256: str) -> bool:

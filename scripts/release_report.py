@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,6 +117,28 @@ class Quality:
             },
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """For the card of the model."""
+        by_slide, by_case = (
+            {"bias": round(unit.count_bias, 4), "mape_percent": round(unit.mape.percent, 2)}
+            for unit in self.counts.agreement
+        )
+        return {
+            **_numbers(self.scores["all"]),
+            "scanners": {name: _numbers(card) for name, card in self.scores.items() if name != "all"},
+            "cases": {
+                row.name: {"figures": row.n_figures, "f1": _round(row.result.f1)} for row in self.scores["all"].cases
+            },
+            "false_positives_per_mm2": {name: _round(value) for name, value in self.fp_per_mm2.items()},
+            "recall_on_crops": {
+                name: {"recall": _round(share), "figures": n}
+                for name, (share, n) in self.recall.items()
+                if name not in FIELDS
+            },
+            "counts_of_a_field": by_slide,
+            "counts_of_a_case": by_case,
+        }
+
     def table(self) -> str:
         """Markdown."""
         lines = ["| fields of | figures | F1 (95 %) | precision | recall | AP (95 %) |", "|---|---|---|---|---|---|"]
@@ -132,6 +155,22 @@ class Quality:
             for unit in self.counts.agreement
         ]
         return "\n".join(lines)
+
+
+def _numbers(card: Scorecard) -> dict[str, Any]:
+    result = card.pooled.result
+    return {
+        "figures": card.pooled.n_figures,
+        "f1": _round(result.f1),
+        "f1_interval": [_round(end) for end in card.pooled.intervals["f1"]],
+        "precision": _round(result.precision),
+        "recall": _round(result.recall),
+        "average_precision": _round(card.curve.average_precision),
+    }
+
+
+def _round(value: float) -> float:
+    return round(value, 4)
 
 
 def _domains(slides: Sequence[SlideScores]) -> list[str]:
