@@ -36,12 +36,13 @@ from mitosis.densest_discs import densest_discs
 from mitosis.densest_rectangles import densest_rectangles
 from mitosis.detections import Detections
 from mitosis.extraction import extract_patches
-from mitosis.geometry import Box
+from mitosis.geometry import Box, grid_dimensions
 from mitosis.matching import PROTOCOLS, MatchResult, Protocol
 from mitosis.patches import PatchIndex
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.sampling import Draw, PatchPool, epochs
-from mitosis.slides import Slide, open_slide
+from mitosis.slides import Slide, open_slide, read_at_mpp
+from mitosis.slides.tiff import TiffSlide
 from mitosis.training import Run
 
 __all__ = ["BENCHMARKS", "Figure", "main", "write_example_slide"]
@@ -49,6 +50,7 @@ __all__ = ["BENCHMARKS", "Figure", "main", "write_example_slide"]
 ROUNDS = 5
 EVALUATE_ROUNDS = 3
 REGION, N_REGIONS = 512, 60
+HALVED_MPP = (0.25, 0.2456)  # a whole number of half-size pixels, and none
 N_PATCHES, N_STEPS = 48, 6
 N_POINTS, EVERY = 100_000, 50
 TILE = 256
@@ -66,14 +68,18 @@ class Figure:
 
 
 def read(arguments: argparse.Namespace) -> list[Figure]:
-    """Time to read a JPEG slide, against OpenSlide and against nothing but decoding the same tiles."""
+    """Time to read a JPEG slide, against OpenSlide and against nothing but decoding the same tiles.
+
+    Then at 0.5 µm/px, where tiles are decoded at half size, against the same reading with tiles decoded in full.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = arguments.slide or write_example_slide(Path(folder) / "example.svs", arguments.side)
         with open_slide(path, mpp=0.25) as slide:
-            return [
+            figures = [
                 *_read_figures("tiles in order", slide, _tiles_in_order(slide)),
                 *_read_figures(f"random {REGION} px", slide, _random_regions(slide)),
             ]
+        return [*figures, *(figure for mpp in HALVED_MPP for figure in _half_figures(path, mpp))]
 
 
 def _read_figures(name: str, slide: Slide, rounds: Sequence[Sequence[Box]]) -> Iterator[Figure]:
@@ -95,6 +101,38 @@ def _read_figures(name: str, slide: Slide, rounds: Sequence[Sequence[Box]]) -> I
         yield Figure(f"{name}, against {baseline}", cost["mitosis"], "CPU ms/Mpx", cost[baseline], ratio)
 
 
+class _InFull(TiffSlide):
+    """A slide whose tiles are never decoded smaller than they are."""
+
+    def reductions(self, level: int) -> tuple[int, ...]:  # noqa: ARG002 (signature of Slide)
+        return ()
+
+
+def _half_figures(path: Path, mpp: float) -> Iterator[Figure]:
+    """Time to read windows at 0.5 µm/px of a slide of `mpp`, beside reading without reduction and beside decoding."""
+    tiles, side = _RawTiles(path), int(REGION * 0.5 / mpp)
+    with TiffSlide(path, mpp) as slide, _InFull(path, mpp) as in_full:
+        contenders: dict[str, Callable[[Any], Any]] = {
+            "mitosis": lambda box: read_at_mpp(slide, box, 0.5),
+            "full tiles": lambda box: read_at_mpp(in_full, box, 0.5),
+            "decoding": lambda stream: simplejpeg.decode_jpeg(stream, "RGB", strict=True),
+        }
+        width, height = grid_dimensions(slide.dimensions, mpp, 0.5)
+        places = np.random.default_rng(0).integers(0, (width - REGION, height - REGION), (ROUNDS, N_REGIONS // 4, 2))
+        rounds = [[Box(x, y, x + REGION, y + REGION) for x, y in some] for some in places.tolist()]
+        full = [[Box(*(int(edge * 0.5 / mpp) for edge in box)) for box in boxes] for boxes in rounds]
+        work: list[dict[str, Sequence[Any]]] = [
+            {"mitosis": boxes, "full tiles": boxes, "decoding": tiles.touched(touched)}
+            for boxes, touched in zip(rounds, full, strict=True)
+        ]
+        seconds = _take_turns(contenders, work)
+        _check_likeness(contenders["mitosis"](rounds[0][0]), contenders["full tiles"](rounds[0][0]))
+    cost = {contender: 1000 * value / (N_REGIONS // 4 * side**2 / 1e6) for contender, value in seconds.items()}
+    for baseline in ("full tiles", "decoding"):
+        name = f"{mpp:g} at 0.5 µm/px, against {baseline}"
+        yield Figure(name, cost["mitosis"], "CPU ms/Mpx", cost[baseline], cost[baseline] / cost["mitosis"])
+
+
 def _take_turns(
     contenders: Mapping[str, Callable[[Any], Any]], rounds: Sequence[Mapping[str, Sequence[Any]]]
 ) -> dict[str, float]:
@@ -114,6 +152,12 @@ def _check_pixels(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
     difference = np.abs(ours.astype(np.int16) - theirs).max()
     if difference > 1:
         raise SystemExit(f"pixels differ from OpenSlide's by {difference}: the times say nothing.")
+
+
+def _check_likeness(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
+    difference = np.abs(ours.astype(np.int16) - theirs).mean()
+    if difference > 3:
+        raise SystemExit(f"reduced pixels differ by {difference:.1f} levels in the mean: the times say nothing.")
 
 
 def load(arguments: argparse.Namespace) -> list[Figure]:

@@ -22,19 +22,31 @@ def script() -> dict[str, Any]:
 def test_read_gives_one_json_object_a_figure(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(script["main"].__globals__, "N_REGIONS", 3)
+    monkeypatch.setitem(script["main"].__globals__, "N_REGIONS", 4)
+    monkeypatch.setitem(script["main"].__globals__, "REGION", 256)
     script["main"](["read", "--json", "--side", "1024"])
     figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [figure["name"] for figure in figures] == [
         "tiles in order, against openslide",
         "tiles in order, against decoding",
-        "random 512 px, against openslide",
-        "random 512 px, against decoding",
+        "random 256 px, against openslide",
+        "random 256 px, against decoding",
+        "0.25 at 0.5 µm/px, against full tiles",
+        "0.25 at 0.5 µm/px, against decoding",
+        "0.2456 at 0.5 µm/px, against full tiles",
+        "0.2456 at 0.5 µm/px, against decoding",
     ]
     for figure in figures:
         assert figure["unit"] == "CPU ms/Mpx"
         assert figure["ratio"] == pytest.approx(figure["baseline"] / figure["value"])
         assert figure["value"] > 0
+
+
+def test_reduced_pixels_that_show_something_else_stop_the_benchmark(script: dict[str, Any]) -> None:
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    script["_check_likeness"](grey, grey + 3)
+    with pytest.raises(SystemExit, match="differ by 4"):
+        script["_check_likeness"](grey, grey + 4)
 
 
 @pytest.mark.slow
