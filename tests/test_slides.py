@@ -1273,6 +1273,40 @@ def test_a_jpeg_of_another_size_than_its_tile_is_bad_at_every_size(tmp_path: Pat
             assert [bad.box for bad in slide.bad_tiles] == [Box(64, 0, 128, 64)]
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_lossless_and_other_odd_jpeg_is_never_reduced(tmp_path: Path, first: bool) -> None:
+    """libjpeg-turbo would write lossless JPEG at its full size, beyond the end of the buffer."""
+    tiles = jpeg_tiles(smooth_picture(192, 64), lambda tile: simplejpeg.encode_jpeg(tile, 90, "RGB", "444"))
+    image = smooth_picture(192, 64)
+    lossless = imagecodecs.jpeg8_encode(image[:, 64:128].copy(), lossless=True, colorspace="rgb", outcolorspace="rgb")
+    coarser = simplejpeg.encode_jpeg(image[:, 128:].copy(), 90, "RGB", "420")
+    odd = [lossless] * 3 if first else [tiles[0], lossless, coarser]
+    options = {"shape": (64, 192, 3), "dtype": np.uint8, "photometric": "ycbcr", "subsampling": (1, 1)}
+    path = write(tmp_path / "a.tif", iter(odd), compression="jpeg", **options)
+    patch_tag(path, 262, 2 if first else 6)
+    with TiffSlide(path, 0.25) as slide:
+        for factor in (2, 4, 8):
+            pixels = thumbnail(slide, 0.25 * factor)
+            expected = without_reductions(slide, 0.25 * factor)
+            np.testing.assert_array_equal(pixels[:, 64 // factor :], expected[:, 64 // factor :])
+            assert (pixels[:, : 64 // factor] == expected[:, : 64 // factor]).all() == first
+        assert slide.bad_tiles == ()
+
+
+def test_a_subsampling_without_a_name_is_read_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jpeg_tiff(tmp_path / "a.tif", picture())
+    with TiffSlide(path, 0.25) as slide:
+        sound = whole(slide)
+
+    def header(_: bytes) -> None:
+        raise KeyError(6)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", header)
+    with TiffSlide(path, 0.25) as slide:
+        assert slide.reductions(0) == ()
+        np.testing.assert_array_equal(whole(slide), sound)
+
+
 def test_a_reduced_tile_that_was_never_scanned_is_white_but_not_bad(tmp_path: Path) -> None:
     tiles = jpeg_tiles(picture(192, 64), lambda tile: simplejpeg.encode_jpeg(tile, 90, "RGB", "444"))
     options = {"shape": (64, 192, 3), "dtype": np.uint8, "photometric": "ycbcr", "subsampling": (1, 1)}

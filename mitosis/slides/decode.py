@@ -31,6 +31,9 @@ ASSOCIATED_ALPHA = 1
 # By subsampling of colour. Where colour is halved along one axis alone, the decoder leaves it at half the resolution of
 # the result: on H&E 1 level off in the mean at a half (0.9 for 4:2:0), but 2.4 at a quarter and 3.5 at an eighth.
 REDUCTIONS = {"444": (2, 4, 8), "420": (2, 4, 8), "Gray": (2, 4, 8), "422": (2,), "440": (2,)}
+# Start of a frame of lossless JPEG, Huffman or arithmetic: libjpeg-turbo writes it in full, whatever scale it was asked
+# for, beyond the end of a smaller buffer. In other streams these bytes hardly ever meet.
+LOSSLESS = (b"\xff\xc3", b"\xff\xcb")
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 LAST_MARKERS = {bytes([0xFF, code]) for code in range(0xD0, 0xDA)}  # restart and end of image
 ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # APP14; its last byte names the colour transform
@@ -44,14 +47,14 @@ class Decoder:
     ----------
     full : (index) -> uint8 [h, w, 3]
         RGB of a tile; raises some error where the data is damaged.
-    reduced : (index, factor) -> uint8 [h / factor, w / factor, 3]
-        The same, decoded at a fraction of its size; raises some error wherever `full` does.
+    reduced : (index, factor) -> uint8 [h / factor, w / factor, 3] or None
+        The same, decoded at a fraction of its size; None where that tile has to be decoded in full.
     reductions : tuple[int, ...]
         Factors that `reduced` takes, from the smallest.
     """
 
     full: Callable[[int], Pixels]
-    reduced: Callable[[int, int], Pixels] | None = None
+    reduced: Callable[[int, int], Pixels | None] = lambda _, __: None
     reductions: tuple[int, ...] = ()
 
 
@@ -83,9 +86,8 @@ def tile_decoder(page: Any, read: Read, probes: Iterable[int]) -> Decoder:
     if fits and (int(page.photometric), page.samplesperpixel) in {(MIN_IS_BLACK, 1), (RGB, 3), (YCBCR, 3)}:
         join = _jpeg_stream(page)
         for index in probes:
-            with suppress(ValueError):  # not a JPEG that simplejpeg knows, or a damaged one
-                _, _, _, subsampling = simplejpeg.decode_jpeg_header(join(read(index)))
-                return _jpeg_decoder(page, join, read, REDUCTIONS.get(subsampling, ()))
+            with suppress(ValueError):  # no JPEG, or one that is cut off
+                return _jpeg_decoder(page, join, read, subsampling=_frame(join(read(index)))[2])
     return Decoder(_row_decoder(page, read) if has_plain_rows(page) else _page_decoder(page, read))
 
 
@@ -105,7 +107,7 @@ def _jpeg_stream(page: Any) -> Callable[[bytes], bytes]:
     return join
 
 
-def _jpeg_decoder(page: Any, join: Callable[[bytes], bytes], read: Read, reductions: tuple[int, ...]) -> Decoder:
+def _jpeg_decoder(page: Any, join: Callable[[bytes], bytes], read: Read, subsampling: str) -> Decoder:
     shape = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     size = shape[0] * shape[1] * 3
 
@@ -115,18 +117,26 @@ def _jpeg_decoder(page: Any, join: Callable[[bytes], bytes], read: Read, reducti
         tile: Pixels = simplejpeg.decode_jpeg(join(read(index)), "RGB", strict=True, buffer=buffer)
         return tile
 
-    def reduced(index: int, factor: int) -> Pixels:
+    def reduced(index: int, factor: int) -> Pixels | None:
         stream = join(read(index))
-        height, width, _, _ = simplejpeg.decode_jpeg_header(stream)
-        if (height, width) != shape:  # another size would be decoded at another scale
-            raise ValueError(f"its data is of {height} x {width} pixels, where {shape[0]} x {shape[1]} belong")
-        least = {"min_height": height // factor, "min_width": width // factor, "min_factor": factor}
+        if _frame(stream) != (*shape, subsampling) or any(marker in stream for marker in LOSSLESS):
+            return None
+        least = {"min_height": shape[0] // factor, "min_width": shape[1] // factor, "min_factor": factor}
         buffer = np.empty(size // factor**2, np.uint8)
         tile: Pixels = simplejpeg.decode_jpeg(stream, "RGB", strict=True, buffer=buffer, **least)
         return tile
 
     whole_blocks = shape[0] % 8 == 0 == shape[1] % 8
-    return Decoder(full, reduced, reductions if whole_blocks else ())
+    return Decoder(full, reduced, REDUCTIONS.get(subsampling, ()) if whole_blocks else ())
+
+
+def _frame(stream: bytes) -> tuple[int, int, str]:
+    """Height, width and subsampling of colour of a JPEG stream; ValueError where it is none."""
+    try:
+        height, width, _, subsampling = simplejpeg.decode_jpeg_header(stream)
+    except KeyError:  # simplejpeg has no name for the subsampling
+        return 0, 0, "unknown"
+    return height, width, subsampling
 
 
 def _row_decoder(page: Any, read: Read) -> Callable[[int], Pixels]:

@@ -65,9 +65,9 @@ class _Level:
         """RGB of a tile, at least as much as is visible of it; raises some error where the data is damaged."""
         width, height = self.box(index).size
         if factor > 1:
-            if (width, height) == self.tile_size and self.decoder.reduced is not None:
-                return self.decoder.reduced(index, factor)
             # what fills up a tile beyond the slide's edge is the writer's affair, and mixed into the last blocks
+            if (width, height) == self.tile_size and (small := self.decoder.reduced(index, factor)) is not None:
+                return small
             tile = np.pad(self.pixels(index)[:height, :width], _up_to(height, width, factor), constant_values=255)
             return shrink(tile, factor)
         tile = self.decoder.full(index)
