@@ -220,7 +220,7 @@ class _Run:
         except MitosisError:
             raise
         except Exception as error:  # a file can be broken in ways that nobody has thought of
-            reason = f"{job.source.path}: {type(error).__name__}: {error}"
+            reason = " ".join(f"{job.source.path}: {type(error).__name__}: {error}".split())
         else:
             return
         self.results.forget(job.source.slide_id)

@@ -11,7 +11,8 @@
     ├── PatchIndexError (ValueError)    a folder of patches is missing, damaged or of other settings
     │   └── LeakageError                one case on both sides of a split
     ├── ModelError (ValueError)         a model file is missing, damaged or does not fit
-    └── OutputError (OSError)           a result cannot be written
+    ├── OutputError (OSError)           a result cannot be written
+    └── ClusterError (ConnectionError)  the cluster does not answer, or its workers are not as they should be
 
 A message says what was given, why that does not work and what to do. Each error is also a builtin type, so
 ``except OSError`` around a batch of slides does what one expects.
@@ -19,6 +20,7 @@ A message says what was given, why that does not work and what to do. Each error
 
 __all__ = [
     "AnnotationError",
+    "ClusterError",
     "ConfigError",
     "LeakageError",
     "MitosisError",
@@ -69,3 +71,7 @@ class ModelError(MitosisError, ValueError):
 
 class OutputError(MitosisError, OSError):
     """A result cannot be written."""
+
+
+class ClusterError(MitosisError, ConnectionError):
+    """The cluster does not answer, or its workers are not as they should be."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,6 +53,15 @@ def count(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace counts that other settings or another model made.")
     ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler", help="Address or scheduler file of a dask.distributed cluster whose workers do the work."
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Start so many worker processes here to do the work.")
+    ] = None,
     config: ConfigFile = None,
     settings: Set = None,
     workers: Workers = None,
@@ -67,6 +76,8 @@ def count(
     """
     if (manifest is None) == (not slides):
         raise typer.BadParameter("name either SLIDES or a --manifest")
+    if scheduler is not None and processes is not None:
+        raise typer.BadParameter("--scheduler and --processes: choose one")
     from mitosis.cohort import find_sources, read_manifest
     from mitosis.cohort_count import count_slides
     from mitosis.inference import Model
@@ -87,8 +98,8 @@ def count(
     )
     loaded = Model.load(find_model(model), chosen)
     results = []
-    with _display() as (tell, show):
-        for result in count_slides(sources, loaded, out, chosen, overwrite=overwrite, on_progress=show):
+    with _workers(scheduler, processes) as who, _display() as (tell, show):
+        for result in count_slides(sources, loaded, out, chosen, overwrite=overwrite, on_progress=show, **who):
             results.append(result)
             tell(result)
     typer.echo(str(out / "summary.csv"))
@@ -106,6 +117,20 @@ def _settings(path: Path | None, assignments: list[str], given: dict[str, object
     for name in chosen.rules:
         find_rule(name)  # before a slide is read
     return chosen
+
+
+@contextmanager
+def _workers(scheduler: str | None, processes: int | None) -> Iterator[dict[str, Any]]:
+    """Who looks at the tiles, as arguments of `count_slides`."""
+    if scheduler is None and processes is None:
+        yield {}
+        return
+    from mitosis.cluster import AHEAD, open_cluster
+
+    with open_cluster(scheduler, processes or 1) as cluster:
+        if not cluster.n_workers:
+            typer.echo(f"No worker at {scheduler} yet; waiting for the first.", err=True)
+        yield {"find": cluster.find, "ahead": AHEAD}
 
 
 @contextmanager
