@@ -1,8 +1,9 @@
 """A slide at any µm/px: exact areas, and the same pixel whichever box it is read through."""
 
+import itertools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,9 +124,9 @@ def _read_block(source: _Source, step: float, corner: tuple[int, int], size: tup
     if step in POWERS_OF_TWO:
         return shrink(pixels, int(step))
     result = np.empty((size[1], size[0], 3), np.uint8)
-    for across in x.parts(int(PIECE[0] / step)):
-        for down in y.parts(int(PIECE[1] / step)):
-            result[down.place, across.place] = _weigh(pixels[down.source, across.source], across.taps, down.taps)
+    for across, down in itertools.product(x.parts(int(PIECE[0] / step)), y.parts(int(PIECE[1] / step))):
+        piece = pixels[down.source, across.source]
+        result[down.place, across.place] = _weigh(piece, across.weights, down.weights)
     return result
 
 
@@ -164,31 +165,29 @@ class _Taps(NamedTuple):
         for begin in range(0, len(self.first), n):
             first = self.first[begin : begin + n]
             start = int(first[0])
-            taps = _Taps(self.start + start, first - start, self.weights[begin : begin + n])
-            yield _Part(slice(begin, begin + n), slice(start, start + taps.length), taps)
+            taps = _Taps(start, first - start, self.weights[begin : begin + n])
+            yield _Part(slice(begin, begin + n), slice(start, start + taps.length), taps._matrix())
 
-    def sums(self, lines: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Weighted sums of lines: float32 [length, m] to [n, m].
+    def _matrix(self) -> Any:
+        """Weights as compressed rows, [n, length].
 
-        Tap after tap, each number by itself, as compressed rows are multiplied. BLAS sums in another order for another
-        shape, and then a pixel would depend on the box it is read through.
+        These are multiplied tap after tap, each number by itself. BLAS sums in another order for another shape, and
+        then a pixel would depend on the box it is read through.
         """
         from scipy.sparse import csr_array  # slow to import
 
         used = self.weights != 0
         column = (self.first[:, None] + np.arange(self.weights.shape[1])).astype(np.int32)
         ends = np.concatenate([[0], np.cumsum(used.sum(axis=1))]).astype(np.int32)
-        matrix = csr_array((self.weights[used], column[used], ends), shape=(len(self.first), self.length))
-        summed: NDArray[np.float32] = matrix @ lines
-        return summed
+        return csr_array((self.weights[used], column[used], ends), shape=(len(self.first), self.length))
 
 
 class _Part(NamedTuple):
-    """Some of the grid pixels of a block: where they lie in it, their source pixels, and how these are weighed."""
+    """Some of the grid pixels of a block along one axis: where they lie in it, their source pixels, and the weights."""
 
     place: slice
     source: slice
-    taps: _Taps
+    weights: Any
 
 
 def _share_below(u: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -202,15 +201,15 @@ def _share_below(u: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.select([u < -1, u < 0, u < 1, u < 2], [np.zeros_like(u), fall, inside, 1 + rise], 1.0)
 
 
-def _weigh(pixels: NDArray[np.uint8], x: _Taps, y: _Taps) -> NDArray[np.uint8]:
-    """Weighted sums of uint8 [y.length, x.length, 3] along both axes."""
+def _weigh(pixels: NDArray[np.uint8], x: Any, y: Any) -> NDArray[np.uint8]:
+    """Weighted sums of uint8 [height, width, 3] along both axes, with sparse [n, width] and [m, height]: [m, n, 3]."""
     height, width = pixels.shape[:2]
-    down = y.sums(pixels.reshape(height, -1).astype(np.float32)).reshape(-1, width, 3)
+    down = (y @ pixels.reshape(height, -1).astype(np.float32)).reshape(-1, width, 3)
     # channel after channel: numpy turns a plane several times faster than a picture
     turned = np.empty((width, 3, len(down)), np.float32)
     for channel in range(3):
         turned[:, channel] = down[..., channel].T
-    across = x.sums(turned.reshape(width, -1))
+    across = x @ turned.reshape(width, -1)
     np.clip(np.rint(across, out=across), 0, 255, out=across)
     levels = across.astype(np.uint8).reshape(-1, 3, len(down))
     result = np.empty((len(down), len(levels), 3), np.uint8)
