@@ -1371,6 +1371,26 @@ def test_a_level_that_serves_is_taken_before_a_finer_one_is_reduced(tmp_path: Pa
         np.testing.assert_array_equal(thumbnail(slide, 1.0), coarse)
 
 
+@pytest.mark.parametrize(
+    ("mpp", "factor"),
+    [(0.25, 1), (0.49, 1), (0.4951, 2), (0.5, 2), (0.98, 2), (0.9901, 4), (1.9, 4), (1.9802, 8), (2.0, 8), (9.0, 8)],
+)
+def test_the_largest_factor_is_taken_that_is_fine_enough(
+    reducible: dict[str, Slide], mpp: float, factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors = []
+
+    def spy(_: Slide, region: Box, level: int, factor: int) -> Pixels:  # noqa: ARG001 (signature of Slide)
+        factors.append(factor)
+        return np.full((*region.size[::-1], 3), 7, np.uint8)
+
+    monkeypatch.setattr(TiffSlide, "read_reduced", spy)
+    pixels = read_at_mpp(reducible["420"], Box(2, 2, 9, 8), mpp)
+    assert pixels.shape == (6, 7, 3)
+    assert factors == ([factor] if factor > 1 else [])
+    assert factor == 1 or (pixels == 7).all()
+
+
 @given(start=st.integers(-50, 5000), step=st.floats(0.99, 3.99))
 def test_smooth_weights_keep_light_and_straight_lines(start: int, step: float) -> None:
     taps = resample._Taps.at(start, 40, step, smooth=True)
@@ -1398,6 +1418,21 @@ def test_real_slides_have_openslides_pixels(real_data: Path, name: str) -> None:
                 theirs = np.asarray(other._handle.read_region((0, 0), level, (x + 300, y + 300)))[y:, x:, :3]  # type: ignore[union-attr]  # open
                 np.testing.assert_array_equal(slide.read_region((x * step, y * step), level, (300, 300)), theirs)
         assert slide.bad_tiles == ()
+
+
+def test_a_real_slide_reduced_is_close_to_what_it_is_in_full(real_data: Path) -> None:
+    """JPEG with RGB components is reduced, JPEG 2000 is not."""
+    box = Box(300, 200, 700, 600)
+    for name, factors in (("cmu-1-small-region.svs", (2, 4, 8)), ("tcga-cr-7395-01a-01-ts1.svs", ())):
+        with open_slide(real_data / "slides" / name, 0.25) as slide:
+            assert slide.reductions(0) == factors
+            for mpp, most in ((0.5, 0.5), (0.509, 3.0), (1.0, 0.5)):
+                with pytest.MonkeyPatch.context() as patch:
+                    pixels = read_at_mpp(slide, box, mpp)
+                    patch.setattr(TiffSlide, "reductions", lambda *_: ())
+                    difference = np.abs(pixels.astype(int) - read_at_mpp(slide, box, mpp)).mean()
+                assert (0 < difference < most) if factors else (difference == 0)
+            assert slide.bad_tiles == ()
 
 
 def test_a_real_slide_knows_its_pixel_size_or_asks_for_it(real_data: Path) -> None:
