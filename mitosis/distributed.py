@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,6 +27,9 @@ __all__ = ["Ranks", "join_ranks"]
 
 # The others wait while the first validates. A rank that has died is noticed at once, not by this.
 _PATIENCE = timedelta(hours=6)
+
+# Several runs of one process, one after the other, must not read what the ranks told each other in an earlier one.
+_RUNS = count()
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Ranks:
 def join_ranks() -> Iterator[Ranks]:
     """Connect the ranks for as long as the block lasts. One process alone, or ranks connected before, are left as is.
 
-    Processes with a GPU talk by NCCL, others by gloo. When one fails, the others end as well, and say why.
+    Processes with a GPU talk by NCCL, others by gloo. When one fails and ends, the others end as well, and say why.
 
     Raises
     ------
@@ -134,11 +138,12 @@ def _connect(ranks: Ranks) -> Store:
                 "Lower --nproc-per-node of torchrun."
             )
         torch.cuda.set_device(local)
-    store, rank, n_ranks = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+    meeting, rank, n_ranks = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+    store = PrefixStore(f"mitosis/{next(_RUNS)}", meeting)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpu else "gloo", store=store, rank=rank, world_size=n_ranks, timeout=_PATIENCE
     )
-    return cast(Store, store)
+    return store
 
 
 def _failure_elsewhere(store: Store, ranks: Ranks, error: Exception) -> str:
@@ -198,7 +203,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        variance, mean = torch.var_mean(input.float(), dim=(0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(input.to(self.weight.dtype), dim=(0, 2, 3), correction=0)
         own_mean, mean = mean, cast(Tensor, _Mean.apply(mean))
         variance = cast(Tensor, _Mean.apply(variance + (own_mean - mean).square()))
         self._note(mean.detach(), variance.detach(), input.numel() // len(mean) * distributed.get_world_size())
@@ -218,7 +223,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
 def _share_statistics(network: nn.Module) -> None:
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            shared = _SharedBatchNorm(child.num_features, child.eps, child.momentum)
+            shared = _SharedBatchNorm(child.num_features, child.eps, child.momentum).to(child.weight)
             shared.load_state_dict(child.state_dict())
             setattr(network, name, shared)
         else:
