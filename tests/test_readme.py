@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line[2:] for block in re.findall(r"```console\n(.*?)```", README, re.S) for line in block.splitlines()]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
+MODULES = {"mitosis": "mitosis", "torchrun": "torch.distributed.run"}
 # Settings that make a run of seconds of one of minutes; the words of the README stay as they are.
 QUICK = {
     "train": "train.steps=4 train.warmup_steps=1 train.validate_every=4 train.batch_size=2 network.width=2",
@@ -30,8 +31,9 @@ def test_every_verb_and_the_python_run_one_after_the_other(tmp_path: Path) -> No
         (tmp_path / folder).mkdir()
     draw = SNIPPETS[0].split("model = ")[0]
     _run([sys.executable, "-c", draw], tmp_path)
-    verbs = [shlex.split(command) for command in COMMANDS[2:]]
-    assert {words[1] for words in verbs} == {
+    commands = [shlex.split(command) for command in COMMANDS[2:]]
+    verbs = [words[words.index("mitosis") + 1] for words in commands]
+    assert set(verbs) == {
         "info",
         "lint",
         "extract",
@@ -44,10 +46,9 @@ def test_every_verb_and_the_python_run_one_after_the_other(tmp_path: Path) -> No
         "models",
         "export",
     }
-    for words in verbs:
-        assert words[0] == "mitosis"
-        quick = [word for setting in QUICK.get(words[1], "").split() for word in ("--set", setting)]
-        _run([sys.executable, "-m", *words, *quick], tmp_path)
+    for verb, (program, *words) in zip(verbs, commands, strict=True):
+        quick = [word for setting in QUICK.get(verb, "").split() for word in ("--set", setting)]
+        _run([sys.executable, "-m", MODULES[program], *words, *quick], tmp_path)
     assert "mitotic figures in" in _run([sys.executable, "-c", SNIPPETS[0]], tmp_path)
 
 
