@@ -134,7 +134,7 @@ def finish_slide(
         threshold=threshold,
         mpp=model.card.mpp,
         **config.window(),
-        calibration=() if second else model.card.calibration_at(threshold),
+        calibration=model.card.calibration_at(threshold, verified=second is not None),
         bad_tiles=bad_tiles,
         source_sha256=source_sha256,
         region_sha256=started.region.sha256 if started.region else "",
