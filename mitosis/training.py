@@ -22,7 +22,7 @@ from mitosis.curves import draw_curves
 from mitosis.dataset import PatchDataset, load_batches
 from mitosis.distributed import Ranks, join_ranks
 from mitosis.errors import ConfigError, LeakageError, ModelError, PatchIndexError
-from mitosis.evaluation import choose_threshold, evaluate
+from mitosis.evaluation import calibration_rows, choose_threshold, evaluate
 from mitosis.files import make_folder, write_text
 from mitosis.learner import Learner, learning_rate
 from mitosis.patches import PatchIndex
@@ -30,7 +30,7 @@ from mitosis.runtime import versions
 from mitosis.sampling import PatchPool, epochs, for_rank
 from mitosis.splits import TRAIN, VAL
 from mitosis.unet import UNet
-from mitosis.validation import Metrics, calibrate, check_patches, score_patches
+from mitosis.validation import Metrics, check_patches, score_patches
 
 __all__ = ["Run", "train"]
 
@@ -155,7 +155,7 @@ class Run:
         )
         if not self.history or metrics.f1 >= max(before.f1 for before in self.history):
             self.best = copy.deepcopy(self.learner.average.state_dict())
-            self.calibration = calibrate(self.val_index, scores, (threshold, metrics.count_threshold))
+            self.calibration = calibration_rows(scores, (threshold, metrics.count_threshold))
         self.history.append(metrics)
         self.losses = []
         self._save(step)

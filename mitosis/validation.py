@@ -1,8 +1,7 @@
 """What is looked at before training and during it: whether the patches can be learned from, and how good it gets."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,6 @@ from mitosis.config import Config
 from mitosis.detections import concatenate, find_peaks, merge
 from mitosis.engines import torch_engine
 from mitosis.errors import ConfigError, PatchIndexError
-from mitosis.evaluation import evaluate
 from mitosis.geometry import area_mm2
 from mitosis.losses import LOSSES
 from mitosis.patches import Patch, PatchIndex
@@ -20,7 +18,7 @@ from mitosis.ranking import SlideScores
 from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 
-__all__ = ["Metrics", "calibrate", "check_patches", "score_patches"]
+__all__ = ["Metrics", "check_patches", "score_patches"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,7 @@ def score_patches(
     """Detections of `network` on the tiles of `index`, and the marked figures, slide by slide.
 
     Tiles are seen one by one, without their surroundings, so this is a little worse than a count of the whole slide.
+    The area of a slide is that of its tiles, glass between the tissue included.
     `on_patch` is told each tile and its probability map, float32 [size, size].
     """
     engine = torch_engine(network, next(network.parameters()).device)
@@ -116,29 +115,8 @@ def score_patches(
             probability = engine(image[np.newaxis])[0]
             on_patch(patch, probability)
             found.append(find_peaks(probability, patch.box, patch.box, patch.mpp, patch.slide_mpp, score_floor))
-        mpp = patches[0].slide_mpp
-        scores.append(SlideScores(slide_id, mpp, index.figures(slide_id), merge(concatenate(found), mpp, merge_um)))
+        first, area = patches[0], sum(area_mm2(patch.size**2, patch.mpp) for patch in patches)
+        candidates = merge(concatenate(found), first.slide_mpp, merge_um)
+        known = {"case_id": first.case_id, "domain": first.domain, "area_mm2": area}
+        scores.append(SlideScores(slide_id, first.slide_mpp, index.figures(slide_id), candidates, **known))
     return scores
-
-
-def calibrate(index: PatchIndex, scores: Sequence[SlideScores], thresholds: Sequence[float]) -> list[dict[str, Any]]:
-    """True positives, false positives and false negatives of each case of `index` at each threshold, for the card.
-
-    `scores` are those of `score_patches`. The area is that of the tiles, glass between the tissue included.
-    """
-    case_of = {patch.slide_id: patch.case_id for patch in index.patches}
-    area = dict.fromkeys(sorted(set(case_of.values())), 0.0)
-    for patch in index.patches:
-        if patch.on_grid:
-            area[patch.case_id] += area_mm2(patch.size**2, patch.mpp)
-    rows = []
-    for threshold in dict.fromkeys(thresholds):
-        counts = {case: [0, 0, 0] for case, size in area.items() if size > 0}
-        for slide in evaluate(scores, threshold).slides:
-            result, sums = slide.result, counts[case_of[slide.slide]]
-            sums[:] = (a + b for a, b in zip(sums, (result.tp, result.fp, result.fn), strict=True))
-        rows += [
-            {"case": case, "threshold": threshold, "tp": tp, "fp": fp, "fn": fn, "area_mm2": round(area[case], 6)}
-            for case, (tp, fp, fn) in counts.items()
-        ]
-    return rows

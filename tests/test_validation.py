@@ -8,11 +8,9 @@ import torch
 from conftest import TINY, busy_network, contents
 from torch import nn
 
-from mitosis.detections import Detections
 from mitosis.errors import ConfigError, LeakageError, PatchIndexError
 from mitosis.patches import PatchIndex
-from mitosis.ranking import SlideScores
-from mitosis.validation import calibrate, check_patches, score_patches
+from mitosis.validation import check_patches, score_patches
 
 
 def changed(index, change):
@@ -126,19 +124,8 @@ def test_looking_changes_neither_files_nor_network(index):
         np.testing.assert_array_equal(one.candidates.score, other.candidates.score)
 
 
-def test_calibration_counts_each_case_at_each_threshold(index):
-    """Case A has two slides; on each the detector finds one figure surely, and invents one half-heartedly."""
-    slides = sorted({patch.slide_id for patch in index.patches})
-    scores = [
-        SlideScores(s, 0.5, [(50, 50), (150, 150)], Detections([[50, 50], [200, 20]], [0.9, 0.4], [9, 9]))
-        for s in slides
-    ]
-    rows = calibrate(index, scores, [0.5, 0.3, 0.5])
-    assert [(r["case"], r["threshold"], r["tp"], r["fp"], r["fn"]) for r in rows] == [
-        ("A", 0.5, 2, 0, 2),
-        ("B", 0.5, 1, 0, 1),
-        ("A", 0.3, 2, 2, 2),
-        ("B", 0.3, 1, 1, 1),
-    ]
-    n_tiles = sum(patch.on_grid for patch in index.patches if patch.case_id == "A")
-    assert rows[0]["area_mm2"] == pytest.approx(n_tiles * (64 * 0.0005) ** 2, abs=1e-6)
+def test_the_area_of_a_slide_is_that_of_its_tiles(index):
+    for slide in score_patches(nn.Conv2d(3, 2, 1), index, 0.05, 7.5, False):
+        tiles = [patch for patch in index.patches if patch.slide_id == slide.slide and patch.on_grid]
+        assert slide.area_mm2 == pytest.approx(len(tiles) * (64 * 0.0005) ** 2)
+        assert (slide.case_id, slide.domain) == (tiles[0].case_id, tiles[0].domain)
