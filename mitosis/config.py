@@ -60,6 +60,10 @@ class NetworkConfig(_Section):
     """How often the picture is halved."""
     classes: Literal[2, 3] = 2
     """2: background, mitotic figure. 3: non-mitotic figure as a class of its own."""
+    block: Literal["plain", "separable", "inverted"] = "plain"
+    """Two a level: 3x3 convolutions, depthwise and pointwise ones (MobileNet) or inverted residuals (MobileNetV2)."""
+    expansion: Annotated[int, Field(ge=1, le=8)] = 4
+    """Hidden channels of an inverted block for each that goes out; MobileNetV2 has 6, fewer where it is small."""
     normalise_stain: bool = True
     """Bring each slide to the same stain levels before the network sees it; not for images of a few hundred px, whose
     levels say what is on them rather than how they are stained."""

@@ -1,13 +1,13 @@
 """The models that the package brings along: a folder each in ``mitosis/weights/``, known from its card alone."""
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 
+from mitosis.cost import count_parameters, network_cost
 from mitosis.errors import ModelError
 
 __all__ = ["WEIGHTS", "ShippedModel", "find_model", "shipped_models"]
@@ -16,7 +16,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 """Where shipped models lie: ``NAME/model.safetensors`` and ``NAME/model.json``."""
 
 _DEFAULT = "default"
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,8 @@ class ShippedModel:
         Learned numbers of both stages; statistics of batch normalisation are not counted.
     size_bytes : int
         Of the weights of both stages.
+    gflop_per_mm2 : float
+        Of the first stage, without what tiles need around them; the second looks at candidates only.
     threshold : float
         Score from which on a candidate counts, of the second stage if there is one.
     f1 : float or None
@@ -47,6 +48,7 @@ class ShippedModel:
     mpp: float
     n_parameters: int
     size_bytes: int
+    gflop_per_mm2: float
     threshold: float
     f1: float | None
     intended_use: str
@@ -108,13 +110,15 @@ def _describe(folder: Path) -> ShippedModel:
     try:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         stages = [folder / "model.safetensors", *([folder / "verifier.safetensors"] if card.get("verifier") else [])]
+        shapes = [_shapes(stage) for stage in stages]
         final = card.get("verifier") or card
         validation = final.get("validation", {})
         return ShippedModel(
             name=folder.name,
             mpp=card["mpp"],
-            n_parameters=sum(_count_parameters(stage) for stage in stages),
+            n_parameters=sum(map(count_parameters, shapes)),
             size_bytes=sum(stage.stat().st_size for stage in stages),
+            gflop_per_mm2=network_cost(shapes[0]).gflop_per_mm2(card["mpp"]),
             threshold=final["threshold"],
             f1=validation.get("both_stages", validation).get("f1"),
             intended_use=card["intended_use"],
@@ -124,7 +128,6 @@ def _describe(folder: Path) -> ShippedModel:
         raise ModelError(f"{folder}: this shipped model is incomplete or damaged ({error}). Install again.") from error
 
 
-def _count_parameters(file: Path) -> int:
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     with safetensors.safe_open(file, framework="np") as tensors:
-        names = [name for name in tensors.keys() if not name.endswith(_BUFFERS)]  # noqa: SIM118 (not a mapping)
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 (not a mapping)

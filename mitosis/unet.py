@@ -1,27 +1,69 @@
 """The network: a small U-Net whose tiles fit together without a seam."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mitosis.config import NetworkConfig
 
-__all__ = ["UNet"]
+__all__ = ["BLOCKS", "UNet"]
 
 
-def _double_convolution(n_in: int, n_out: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (n_in, n_out):
-        layers += [
-            nn.Conv2d(channels, n_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(n_out),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)
+def _normalised(n_in: int, n_out: int, side: int = 3, groups: int = 1) -> list[nn.Module]:
+    """A convolution, and beside it the normalisation that `mitosis.engines.fold_batch_norm` will make part of it."""
+    convolution = nn.Conv2d(n_in, n_out, side, padding=side // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(n_out)]
+
+
+def _plain(n_in: int, n_out: int, expansion: int) -> list[nn.Module]:  # noqa: ARG001 (signature of BLOCKS)
+    return [*_normalised(n_in, n_out), nn.ReLU(inplace=True)]
+
+
+def _separable(n_in: int, n_out: int, expansion: int) -> list[nn.Module]:  # noqa: ARG001 (signature of BLOCKS)
+    depthwise = [*_normalised(n_in, n_in, groups=n_in), nn.ReLU(inplace=True)]
+    return [*depthwise, *_normalised(n_in, n_out, side=1), nn.ReLU(inplace=True)]
+
+
+def _inverted(n_in: int, n_out: int, expansion: int) -> list[nn.Module]:
+    return [_InvertedResidual(n_in, n_out, expansion)]
+
+
+class _InvertedResidual(nn.Module):
+    """More channels by a 1x1 convolution, a 3x3 one in each by itself, and few channels again, left linear.
+
+    What came in is added where it has as many channels. The paper takes `expansion` times the channels that come in.
+    Here it is times those that go out: after a skip connection three times as many come in, and to expand those at
+    full resolution would cost more than plain convolutions do.
+    """
+
+    def __init__(self, n_in: int, n_out: int, expansion: int) -> None:
+        super().__init__()
+        n_hidden = expansion * n_out
+        self.adds: bool = n_in == n_out
+        self.layers = nn.Sequential(
+            *[*_normalised(n_in, n_hidden, side=1), nn.ReLU6(inplace=True)],
+            *[*_normalised(n_hidden, n_hidden, groups=n_hidden), nn.ReLU6(inplace=True)],
+            *_normalised(n_hidden, n_out, side=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        changed: Tensor = self.layers(x)
+        return x + changed if self.adds else changed
+
+
+BLOCKS: dict[str, Callable[[int, int, int], list[nn.Module]]] = {
+    "plain": _plain,
+    "separable": _separable,
+    "inverted": _inverted,
+}
+"""Ways to look at a pixel's neighbours: (channels in, channels out, expansion) → layers, one 3x3 convolution among them
+and none that changes the size of the picture, on which `UNet.margin` relies."""
 
 
 class UNet(nn.Module):
-    """U-Net with two 3x3 convolutions a level, max-pooling down and nearest-neighbour upsampling.
+    """U-Net with two `BLOCKS` a level, max-pooling down and nearest-neighbour upsampling.
 
     Batch normalisation uses fixed statistics at prediction, so a pixel's logits depend only on pixels within `margin`;
     group or instance normalisation would tie them to the whole tile.
@@ -34,31 +76,47 @@ class UNet(nn.Module):
         How often the picture is halved.
     classes : int
         Number of output channels.
+    block : str
+        A key of `BLOCKS`. The first block of all is a plain one whatever this is, as in the papers: a depthwise
+        convolution would see each of the three colours by itself.
+    expansion : int
+        Of "inverted" blocks: hidden channels for each that goes out.
 
     References
     ----------
-    Ronneberger, Fischer, Brox: U-Net, MICCAI 2015, arXiv 1505.04597.
+    U-Net: Ronneberger, Fischer, Brox, MICCAI 2015, arXiv 1505.04597. Separable: Howard et al., MobileNets, arXiv
+    1704.04861. Inverted: Sandler et al., MobileNetV2, arXiv 1801.04381.
     """
 
-    def __init__(self, width: int = 16, depth: int = 3, classes: int = 2) -> None:
+    def __init__(
+        self, width: int = 16, depth: int = 3, classes: int = 2, block: str = "plain", expansion: int = 4
+    ) -> None:
         super().__init__()
         self.width: int = width
         self.depth: int = depth
         self.classes: int = classes
+        self.block: str = block
+        self.expansion: int = expansion
         channels = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(
-            _double_convolution(n_in, n_out) for n_in, n_out in zip([3, *channels], channels, strict=False)
+            self._pair(block if level else "plain", n_in, n_out)
+            for level, (n_in, n_out) in enumerate(zip([3, *channels], channels, strict=False))
         )
         self.up = nn.ModuleList(
-            _double_convolution(channels[level] + channels[level + 1], channels[level])
+            self._pair(block, channels[level] + channels[level + 1], channels[level])
             for level in reversed(range(depth))
         )
         self.head = nn.Conv2d(width, classes, 1)
 
+    def _pair(self, first: str, n_in: int, n_out: int) -> nn.Sequential:
+        """The two blocks of a level, the first of a kind of its own."""
+        kinds = ((first, n_in), (self.block, n_out))
+        return nn.Sequential(*(layer for kind, n in kinds for layer in BLOCKS[kind](n, n_out, self.expansion)))
+
     @classmethod
     def from_config(cls, config: NetworkConfig) -> "UNet":
         """The network that the settings describe, with fresh weights."""
-        return cls(config.width, config.depth, config.classes)
+        return cls(config.width, config.depth, config.classes, config.block, config.expansion)
 
     @property
     def stride(self) -> int:
@@ -69,8 +127,8 @@ class UNet(nn.Module):
     def margin(self) -> int:
         """Context a pixel's logits depend on, px on each side: the receptive radius, rounded up to the stride.
 
-        Two 3x3 convolutions a level reach ``2 * 2 ** k`` on the way down and the same on the way up; pooling and
-        upsampling add the position inside a block. In all ``7 * 2 ** depth - 5``.
+        The two 3x3 convolutions of a level reach ``2 * 2 ** k`` on the way down and the same on the way up; pooling and
+        upsampling add the position inside a square that is pooled. In all ``7 * 2 ** depth - 5``.
         """
         radius = 7 * self.stride - 5
         return -(-radius // self.stride) * self.stride

@@ -180,7 +180,7 @@ def index(patches_folder):
     return PatchIndex.read(patches_folder)
 
 
-def busy_network(depth=2, width=4, seed=0, classes=2):
+def busy_network(depth=2, width=4, seed=0, classes=2, block="plain"):
     """A network with random weights whose output varies a lot and hangs on everything within its margin."""
     import torch
 
@@ -188,7 +188,7 @@ def busy_network(depth=2, width=4, seed=0, classes=2):
     from mitosis.unet import UNet
 
     torch.manual_seed(seed)
-    network = UNet(width, depth, classes)
+    network = UNet(width, depth, classes, block)
     places = random_places(6, seed, 128, 128)
     field = to_input(torch.from_numpy(draw_field(places[:4], places[4:], 128, 128)[np.newaxis]))
     with torch.no_grad():
@@ -207,7 +207,8 @@ def save_network(network, folder, threshold=0.5):
     """A model folder; gives its card."""
     from mitosis.checkpoints import ModelCard, save_model
 
-    shape = NetworkConfig(width=network.width, depth=network.depth, classes=network.classes, normalise_stain=False)
+    names = ("width", "depth", "classes", "block", "expansion")
+    shape = NetworkConfig(normalise_stain=False, **{name: getattr(network, name) for name in names})
     card = ModelCard(network=shape, classes=("background", "mitotic figure"), mpp=MPP, threshold=threshold)
     folder.mkdir(exist_ok=True)
     return save_model(folder, network.state_dict(), card)

@@ -27,7 +27,7 @@ from mitosis.engines import (
 from mitosis.errors import ConfigError
 from mitosis.inference import Model, count_slide
 from mitosis.synthetic import draw_tissue
-from mitosis.unet import UNet
+from mitosis.unet import BLOCKS, UNet
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")
@@ -159,9 +159,9 @@ def tissue(side=256):
     return np.stack([*drawn, noise, np.full_like(noise, 255)])
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_float32_engines_agree_with_the_network_as_trained(name, classes):
-    network = busy_network(depth=3, width=8, classes=classes)
+@pytest.mark.parametrize(("classes", "block"), [(2, "plain"), (3, "plain"), (2, "separable"), (2, "inverted")])
+def test_float32_engines_agree_with_the_network_as_trained(name, classes, block):
+    network = busy_network(depth=3, width=8, classes=classes, block=block)
     images = tissue()
     expected = plain(network)(images)
     assert np.ptp(expected[:3]) > 0.3
@@ -241,11 +241,12 @@ def test_every_float32_engine_finds_the_same_whatever_the_tiles(slide, name, til
 # bfloat16
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_bfloat16_is_near_but_not_equal(name):
+def test_bfloat16_is_near_but_not_equal(name, block):
     if any(find_spec(package) is None for package in PACKAGES[name]):
         pytest.skip(f"the engine {name} is not installed here")
-    network, images = busy_network(depth=2), tissue()
+    network, images = busy_network(depth=2, block=block), tissue()
     exact, rough = (build_engine(network, CPU, name, precision)(images) for precision in ("float32", "bfloat16"))
     assert rough.dtype == np.float32
     assert np.abs(rough - exact).mean() < 0.05  # this network makes much of little

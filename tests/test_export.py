@@ -16,6 +16,7 @@ from mitosis.engines import OPSET, torch_engine
 from mitosis.errors import OutputError
 from mitosis.export import export_onnx
 from mitosis.synthetic import draw_tissue
+from mitosis.unet import BLOCKS
 
 if find_spec("onnx") is None or find_spec("onnxruntime") is None:
     pytest.skip("onnx and onnxruntime are not installed here", allow_module_level=True)
@@ -23,10 +24,10 @@ if find_spec("onnx") is None or find_spec("onnxruntime") is None:
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=BLOCKS)
+def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "run"
-    save_network(busy_network(depth=3, width=4), folder, threshold=0.375)
+    save_network(busy_network(depth=3, width=4, block=request.param), folder, threshold=0.375)
     return folder
 
 

@@ -17,6 +17,7 @@ from test_cli import expect_error, run
 import mitosis.models
 from mitosis.checkpoints import ModelCard, load_model, save_model
 from mitosis.config import NetworkConfig
+from mitosis.cost import network_cost
 from mitosis.engines import torch_engine
 from mitosis.errors import ModelError
 from mitosis.models import find_model, shipped_models
@@ -85,6 +86,8 @@ def test_the_list_says_what_the_cards_say(weights):
     assert (plain.name, plain.mpp, plain.n_parameters, plain.threshold, plain.f1) == ("plain", MPP, learned, 0.25, 0.75)
     assert (small.name, small.threshold, small.f1) == ("small", 0.5, None)
     assert plain.size_bytes == (weights / "plain" / "model.safetensors").stat().st_size
+    cost = network_cost({name: tuple(value.shape) for name, value in busy_network().state_dict().items()})
+    assert plain.gflop_per_mm2 == cost.gflop_per_mm2(MPP) > small.gflop_per_mm2 > 0
     assert plain.intended_use == "Research use only; not a medical device."
     assert plain.folder == weights / "plain"
 
@@ -98,6 +101,7 @@ def test_of_a_model_of_two_stages_both_count(weights):
     assert (both.threshold, both.f1) == (0.125, 0.875)
     assert both.n_parameters == one.n_parameters + small.n_parameters
     assert both.size_bytes == one.size_bytes + small.size_bytes
+    assert both.gflop_per_mm2 == one.gflop_per_mm2
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"mpp": 1}'])
@@ -135,8 +139,9 @@ def test_the_verb_prints_a_table_and_json(shipped):
     code, out, err = run("models")
     assert (code, err) == (0, "")
     head, plain, small = out.splitlines()
-    assert head.split() == ["name", "µm/px", "parameters", "MB", "threshold", "F1", "intended", "use"]
+    assert head.split() == ["name", "µm/px", "parameters", "MB", "GFLOP/mm²", "threshold", "F1", "intended", "use"]
     assert plain.split()[:2] == ["plain", "0.5"]
+    assert plain.split()[4] == f"{shipped_models(shipped)[0].gflop_per_mm2:.0f}"
     assert small.endswith("-          Research use only; not a medical device.") or " - " in small
     rows = json.loads(run("models", "--json")[1])
     assert [(row["name"], row["folder"]) for row in rows] == [(n, str(shipped / n)) for n in ("plain", "small")]

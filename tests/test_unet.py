@@ -1,26 +1,33 @@
 """The network: its receptive radius, and that tiles fit together without a seam."""
 
+from typing import get_args
+
 import pytest
 import torch
+from torch import nn
 
 from mitosis.config import NetworkConfig
-from mitosis.unet import UNet
+from mitosis.engines import fold_batch_norm
+from mitosis.unet import BLOCKS, UNet
+
+every_block = pytest.mark.parametrize("block", BLOCKS)
 
 
-def _trained_looking(width: int, depth: int) -> UNet:
+def _trained_looking(width: int, depth: int, block: str = "plain") -> UNet:
     """A network whose batch norms have seen data, so that nothing is trivially 0."""
     torch.manual_seed(0)
-    network = UNet(width, depth)
+    network = UNet(width, depth, block=block)
     with torch.no_grad():
         for _ in range(3):
             network(torch.rand(2, 3, 64, 64))
     return network.eval()
 
 
+@every_block
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_margin_is_the_receptive_radius_rounded_up(depth: int) -> None:
-    network = _trained_looking(2, depth).double()
-    side = 4 * network.margin
+def test_margin_is_the_receptive_radius_rounded_up(depth: int, block: str) -> None:
+    network = _trained_looking(4, depth, block).double()  # in fewer channels nothing may get through a ReLU
+    side = 2 * (network.margin + network.stride)
     middle = side // 2
     reach = 0
     for offset in range(network.stride):
@@ -32,8 +39,9 @@ def test_margin_is_the_receptive_radius_rounded_up(depth: int) -> None:
     assert network.margin - network.stride < reach <= network.margin
 
 
-def test_a_tile_with_its_margin_gives_what_the_whole_image_gives() -> None:
-    network = _trained_looking(4, 2)
+@every_block
+def test_a_tile_with_its_margin_gives_what_the_whole_image_gives(block: str) -> None:
+    network = _trained_looking(4, 2, block)
     image = torch.rand(1, 3, 256, 256)
     m = network.margin
     with torch.inference_mode():
@@ -56,3 +64,55 @@ def test_the_settings_decide_the_shape() -> None:
     network = UNet.from_config(NetworkConfig(width=3, depth=2, classes=3))
     assert network(torch.zeros(1, 3, 32, 16)).shape == (1, 3, 32, 16)
     assert (network.stride, network.margin) == (4, 24)
+
+
+def test_the_setting_has_a_name_for_every_block_and_plain_is_what_there_was() -> None:
+    assert list(get_args(NetworkConfig.model_fields["block"].annotation)) == list(BLOCKS)
+    assert NetworkConfig().block == "plain"
+    assert UNet.from_config(NetworkConfig(block="inverted", expansion=2)).block == "inverted"
+
+
+def test_the_weights_of_plain_blocks_have_their_names_and_first_values() -> None:
+    """Models on disk know them by these names, and runs to resume by these values."""
+    torch.manual_seed(0)
+    weights = UNet(2, 1).state_dict()
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 2, 3, padding=1, bias=False).weight
+    assert torch.equal(weights["down.0.0.weight"], first)
+    learned = {name.rsplit(".", 1)[0] for name in weights}
+    blocks = {f"{way}.{level}" for way, level in (("down", 0), ("down", 1), ("up", 0))}
+    assert learned == {f"{block}.{place}" for block in blocks for place in (0, 1, 3, 4)} | {"head"}
+
+
+@every_block
+def test_all_normalisation_folds_and_nothing_changes(block: str) -> None:
+    network = _trained_looking(4, 2, block)
+    with torch.no_grad():
+        for name, value in network.named_parameters():  # or scale 1 and shift 0 would hide what is left out
+            if value.ndim == 1:
+                value.uniform_(0.5, 1.5) if name.endswith("weight") else value.uniform_(-0.5, 0.5)
+    folded = fold_batch_norm(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    image = torch.rand(2, 3, 64, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(image), network(image), atol=1e-4, rtol=1e-4)
+
+
+def test_an_inverted_block_adds_what_came_in_where_it_fits() -> None:
+    network = UNet(3, 1, block="inverted").eval()
+    first, second = network.down[1]
+    with torch.no_grad():
+        for block in (first, second):
+            block.layers[-1].weight.zero_()  # of the last normalisation: nothing but its shift is left
+            block.layers[-1].bias.fill_(2.0)
+        x = torch.rand(1, 3, 8, 8)
+        assert torch.equal(first(x), torch.full((1, 6, 8, 8), 2.0))  # 3 channels in, 6 out
+        assert torch.equal(second(first(x)), torch.full((1, 6, 8, 8), 4.0))
+    assert first.layers[0].out_channels == 4 * 6
+    assert first.layers[3].groups == 4 * 6
+
+
+@every_block
+def test_the_first_convolution_sees_all_colours_together(block: str) -> None:
+    first = UNet(3, 1, block=block).down[0][0]
+    assert (first.kernel_size, first.groups) == ((3, 3), 1)

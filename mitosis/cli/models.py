@@ -22,11 +22,12 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if not found:
         typer.echo("No model is shipped with this version. Train one with mitosis train and name its folder.")
         return
-    rows = [("name", "µm/px", "parameters", "MB", "threshold", "F1", "intended use")]
+    rows = [("name", "µm/px", "parameters", "MB", "GFLOP/mm²", "threshold", "F1", "intended use")]
     for model in found:
         f1 = "-" if model.f1 is None else f"{model.f1:.3f}"
         size = f"{model.size_bytes / 1e6:.2f}"
-        numbers = (f"{model.mpp:g}", f"{model.n_parameters:,}", size, f"{model.threshold:.4f}", f1)
+        cost = f"{model.gflop_per_mm2:.0f}"
+        numbers = (f"{model.mpp:g}", f"{model.n_parameters:,}", size, cost, f"{model.threshold:.4f}", f1)
         rows.append((model.name, *numbers, model.intended_use))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
