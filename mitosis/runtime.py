@@ -23,7 +23,7 @@ def choose_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torc
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

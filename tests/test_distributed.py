@@ -1,11 +1,13 @@
 """Several processes train as one: the same numbers but for rounding, and an error on one ends all with its reason."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -26,8 +28,8 @@ from mitosis.patches import PatchIndex
 from mitosis.training import train
 from mitosis.unet import UNet
 
-# The processes start one after the other on a busy machine, each with a torch of its own.
-pytestmark = pytest.mark.timeout(900)
+# Far more than they take, for a busy machine: processes that wait for each other are slow there.
+pytestmark = pytest.mark.timeout(1800)
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 EXACT = Config.model_validate(
@@ -38,14 +40,16 @@ EXACT = Config.model_validate(
 def launch(n_ranks, function, *arguments):
     """Run ``function(*arguments)`` in `n_ranks` processes, as torchrun does; gives their exit codes."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = torch.multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # it imports torch once for all
+    context.set_forkserver_preload(["mitosis.training", "mitosis.extraction"])
     processes = [
         context.Process(target=_start, args=(rank, n_ranks, store.port, function, arguments)) for rank in range(n_ranks)
     ]
     for process in processes:
         process.start()
+    end = time.monotonic() + 600
     for process in processes:
-        process.join(200)
+        process.join(max(0.0, end - time.monotonic()))
     for process in processes:
         process.kill()  # one that hangs; the others have ended
         process.join()
@@ -92,6 +96,25 @@ def test_one_process_alone_uses_nothing_of_it(environment, launched):
         assert ranks.whole(part) is part
         assert [ranks.all(True), ranks.all(False), ranks.same(1, "a")] == [True, False, True]
         ranks.wait()
+
+
+def test_processes_that_are_connected_already_stay_so():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with join_ranks() as ranks:
+            assert ranks == Ranks(0, 1)
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_more_processes_than_gpus_are_refused(environment):
+    for name, value in zip((*VARIABLES, "LOCAL_RANK"), ("2", "3", "localhost", "29500", "2"), strict=True):
+        environment.setenv(name, value)
+    environment.setattr(torch.cuda, "is_available", lambda: True)
+    environment.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"too many for a machine with 2 GPUs"), join_ranks():
+        pass
 
 
 def _batch(n):
@@ -270,7 +293,7 @@ def _train(patches, folder, fault):
     elif fault == "others" and rank == 1:
         index = PatchIndex(index.folder, tuple(replace(patch, x=patch.x + 1) for patch in index.patches))
     elif rank == 1:
-        FaultyIndex.fault = fault
+        FaultyIndex.fault, FaultyIndex.n_read = fault, 0
         index = FaultyIndex(index.folder, index.patches)
     try:
         card = train(index, out, EXACT, resume=fault == "resumed", on_step=on_step)

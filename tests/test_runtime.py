@@ -45,7 +45,10 @@ def test_an_older_torch_that_cannot_say_gets_float32(monkeypatch):
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_on_a_gpu_it_is_for_those_that_support_it(monkeypatch, supported, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    """Older ones emulate it, slowly."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported or including_emulation
+    )
     assert choose_dtype("auto", CUDA) is expected
 
 
