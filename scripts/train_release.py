@@ -3,7 +3,8 @@
 Example: python scripts/train_release.py DATA --out release
 
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
-figures of four scanners). The settings are those of release.yaml beside this file. The cases are dealt into folds; for
+figures of four scanners). The crops only serve to see whether figures of other scanners are found, unless ``--crops``
+is given: they hold next to nothing but figures, so a network learns to tell crops from fields. The settings are those of release.yaml beside this file. The cases are dealt into folds; for
 each fold, and once for all cases together, a first stage is trained, its false positives are mined, it goes on learning
 with them, and a second stage learns from its candidates. What is left out of a fold is then predicted, and all that is
 reported, thresholds included, comes from such predictions. The model of all cases is the one that ships.
@@ -74,7 +75,8 @@ def main() -> None:
     config = load_config(RECIPE, tuple(arguments.set))
     data = Data(arguments.data, arguments.out / "data", config)
     for name in arguments.folds:
-        Fold(name, data, arguments.out / name, config, load_config(RECIPE, (*TUNE, *arguments.set))).run()
+        tune = load_config(RECIPE, (*TUNE, *arguments.set))
+        Fold(name, data, arguments.out / name, config, tune, arguments.crops).run()
     if all((arguments.out / name / "both.json").exists() for name in FOLDS):
         print(ship(arguments.out, data.patches, config))
 
@@ -122,16 +124,19 @@ def _contest(folder: Path, domain: str, mpp: float) -> dict[str, Any]:
 class Fold:
     """One set of cases left out: the models that did not see them, and what these say of them."""
 
-    def __init__(self, name: str, data: Data, out: Path, config: Config, tune: Config) -> None:
-        self.name, self.data, self.out, self.config, self.tune = name, data, out, config, tune
+    def __init__(self, name: str, data: Data, out: Path, config: Config, tune: Config, crops: bool) -> None:
+        self.name, self.data, self.out, self.config, self.tune, self.crops = name, data, out, config, tune, crops
         self.cases = data.left_out(name)
+
+    def _is_learned_from(self, case: str, domain: str) -> bool:
+        return case not in self.cases and (self.crops or domain in FIELDS or case in VALIDATION)
 
     def run(self) -> None:
         """All stages, each only if it is not there yet."""
         slides = [slide for some in self.data.slides.values() for slide in some]
-        seen = [slide for slide in slides if slide.case_id not in self.cases]
-        fields = [slide for slide in seen if slide.domain in ("aperio", "hamamatsu")]
-        patches = self.data.patches.where(lambda patch: patch.case_id not in self.cases)
+        seen = [slide for slide in slides if self._is_learned_from(slide.case_id, slide.domain)]
+        fields = [slide for slide in seen if slide.domain in FIELDS]
+        patches = self.data.patches.where(lambda patch: self._is_learned_from(patch.case_id, patch.domain))
         base = self._train("base", patches, self.config)
         mined = self.out / "mined"
         mine(fields, self._model(base), mined, self.tune)
@@ -268,6 +273,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", nargs="+", choices=list(FOLDS), default=list(FOLDS), metavar="FOLD")
+    parser.add_argument("--crops", action="store_true", help="learn from the crops too, which did not pay")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     return parser.parse_args()
 
