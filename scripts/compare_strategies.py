@@ -11,28 +11,31 @@ strategies can be added. Writes comparison.csv, comparison.md and comparison.png
 """
 
 import argparse
-import csv
-import io
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from left_out import (
+    PHANTOM,
+    TITLES,
+    Outcome,
+    add_arguments,
+    cell,
+    choose_folds,
+    cut_patches,
+    outcome_of,
+    phantom_slides,
+    run_without,
+    write_csv,
+    write_table,
+)
 
-from mitosis.cohort import find_sources
-from mitosis.config import Config, load_config
-from mitosis.detections import Detections
-from mitosis.evaluation import MaskOverlap, choose_threshold, evaluate
-from mitosis.extraction import extract_patches
-from mitosis.files import atomic_write, write_json, write_text
-from mitosis.geometry import area_mm2
-from mitosis.matching import MatchResult
-from mitosis.patches import Patch, PatchIndex
-from mitosis.ranking import DetectionCurve, SlideScores
+from mitosis.config import load_config
+from mitosis.evaluation import MaskOverlap
+from mitosis.files import atomic_write
+from mitosis.patches import PatchIndex
 
 PLAIN = ("train.sampler=uniform", "train.loss=ce", "train.class_weighting=none", "train.augment_figure=0")
 HEAVY = ("train.augment_figure=0.6", "train.augment_per_repeat=0.1")
@@ -55,32 +58,6 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "loss: focal": (*HEAVY, "train.loss=focal"),
     "loss: Dice + top-k": (*HEAVY, "train.loss=dice+topk"),
 }
-PHANTOM = (
-    "extract.size=128",
-    "extract.jitter=16",
-    "network.width=4",
-    "network.depth=2",
-    "train.crop=64",
-    "train.batch_size=8",
-    "train.learning_rate=0.004",
-    "train.ema_decay=0.95",
-    "train.warmup_steps=5",
-    "train.steps=60",
-)
-PHANTOM_CASES, PHANTOM_SIZE = 4, (2048, 1536)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One strategy with one seed, over all folds; the all-background row has no detections."""
-
-    strategy: str
-    seed: int
-    pixel_accuracy: float
-    dice: float
-    f1: float
-    average_precision: float
-    recall_at_1_fp_mm2: float
 
 
 def main() -> None:
@@ -88,119 +65,20 @@ def main() -> None:
     arguments = _arguments()
     out: Path = arguments.out
     phantom = () if arguments.patches else PHANTOM
-    index = PatchIndex.read(arguments.patches or _phantom_patches(out / "phantom", load_config(None, phantom)))
-    folds = [fold.split(",") for fold in arguments.folds or _halves(index.cases)]
-    for fold in folds:
-        index.check_cases(fold)
+    index = PatchIndex.read(arguments.patches) if arguments.patches else _phantom_patches(out / "phantom")
+    folds = choose_folds(index, arguments.folds)
     outcomes = [_all_background(index, folds)]
     for name in arguments.strategies or STRATEGIES:
         for seed in range(arguments.seeds):
-            settings = (*phantom, *arguments.set, *STRATEGIES[name], f"train.seed={seed}")
-            runs = [_run(index, fold, load_config(None, settings), out / "runs", name) for fold in folds]
-            outcomes.append(_outcome(name, seed, runs))
-            print(_line(outcomes[-1]), flush=True)
+            config = load_config(None, (*phantom, *arguments.set, *STRATEGIES[name], f"train.seed={seed}"))
+            runs = [run_without(fold, index, config, out / "runs", name) for fold in folds]
+            outcomes.append(outcome_of(name, seed, runs))
+            print(outcomes[-1], flush=True)
     _write(out, outcomes)
 
 
-def _halves(cases: Sequence[str]) -> list[str]:
-    return [",".join(cases[0::2]), ",".join(cases[1::2])]
-
-
-def _phantom_patches(folder: Path, config: Config) -> Path:
-    """Patches of drawn tissue, a case a slide."""
-    from mitosis.synthetic import write_phantom, write_truth
-
-    slides, truth = folder / "slides", folder / "truth"
-    for path in (slides, truth):
-        path.mkdir(parents=True, exist_ok=True)
-    for case in range(PHANTOM_CASES):
-        slide = slides / f"case{case}.tif"
-        if not slide.exists():
-            write_truth(truth / f"case{case}.csv", write_phantom(slide, case, PHANTOM_SIZE, density_per_mm2=60))
-    for record in extract_patches(find_sources([slides], annotations=truth), folder / "patches", config.extract):
-        if record.error:
-            raise SystemExit(record.error)
-    return folder / "patches"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one trained network did on the cases that it had not seen."""
-
-    scores: list[SlideScores]
-    pixels: MaskOverlap
-    area_mm2: float
-
-
-def _run(index: PatchIndex, fold: list[str], config: Config, folder: Path, name: str) -> Run:
-    """Train without the cases of `fold` and predict them; or read what an earlier command found."""
-    place = folder / f"{name.replace(' ', '_').replace('/', '-')}_without_{'-'.join(fold)}_seed{config.train.seed}"
-    left_out = index.where(lambda patch: patch.case_id in fold and patch.on_grid)
-    result = place / "result.json"
-    if not result.exists():
-        write_json(result, _train_and_predict(index, left_out, fold, config, place))
-    found = json.loads(result.read_text(encoding="utf-8"))
-    if found["settings"] != config.model_dump(mode="json"):
-        raise SystemExit(f"{place}: holds a run with other settings. Choose another --out.")
-    scores = []
-    for slide in found["slides"]:
-        n = len(slide["score"])
-        candidates = Detections(
-            np.array(slide["xy"], dtype=np.float64).reshape(n, 2), np.array(slide["score"]), np.array(slide["area_um2"])
-        )
-        scores.append(SlideScores(slide["slide"], slide["slide_mpp"], index.figures(slide["slide"]), candidates))
-    return Run(scores, MaskOverlap(**found["pixels"]), _area(left_out))
-
-
-def _train_and_predict(
-    index: PatchIndex, left_out: PatchIndex, fold: list[str], config: Config, place: Path
-) -> dict[str, Any]:
-    from mitosis.checkpoints import load_model
-    from mitosis.training import train
-    from mitosis.validation import score_patches
-
-    # The last network is taken, not the best: no case is spent on choosing one.
-    last = config.model_copy(update={"train": config.train.model_copy(update={"validate_every": config.train.steps})})
-    training = index.where(lambda patch: patch.case_id not in fold).with_val_cases([])
-    train(training, place / "model", last, resume=(place / "model" / "settings.yaml").exists())
-    network, _ = load_model(place / "model")
-    pixels = MaskOverlap()
-
-    def on_patch(patch: Patch, probability: NDArray[np.float32]) -> None:
-        nonlocal pixels
-        pixels += MaskOverlap.of(index.read_mask(patch), probability >= 0.5)
-
-    slides = score_patches(network, left_out, 0.01, config.count.merge_um, config.network.normalise_stain, on_patch)
-    return {
-        "settings": config.model_dump(mode="json"),
-        "pixels": asdict(pixels),
-        "slides": [
-            {
-                "slide": slide.slide,
-                "slide_mpp": slide.slide_mpp,
-                "xy": slide.candidates.xy.tolist(),
-                "score": slide.candidates.score.tolist(),
-                "area_um2": slide.candidates.area_um2.tolist(),
-            }
-            for slide in slides
-        ],
-    }
-
-
-def _area(index: PatchIndex) -> float:
-    return sum(area_mm2(patch.size**2, patch.mpp) for patch in index.patches)
-
-
-def _outcome(name: str, seed: int, runs: Sequence[Run]) -> Outcome:
-    pooled = MatchResult()
-    for run in runs:
-        others = [scores for other in runs if other is not run for scores in other.scores]
-        pooled += evaluate(run.scores, choose_threshold(others or run.scores)).pooled
-    curve = replace(
-        DetectionCurve.of(scores for run in runs for scores in run.scores), area_mm2=sum(run.area_mm2 for run in runs)
-    )
-    pixels = sum((run.pixels for run in runs), MaskOverlap())
-    return Outcome(name, seed, pixels.accuracy, pixels.dice, pooled.f1, curve.average_precision, curve.recall_at(1.0))
+def _phantom_patches(folder: Path) -> PatchIndex:
+    return cut_patches(phantom_slides(folder), folder / "patches", load_config(None, PHANTOM))
 
 
 def _all_background(index: PatchIndex, folds: list[list[str]]) -> Outcome:
@@ -212,39 +90,17 @@ def _all_background(index: PatchIndex, folds: list[list[str]]) -> Outcome:
     return Outcome("all background", 0, nothing.accuracy, nothing.dice, 0.0, 0.0, 0.0)
 
 
-FIGURES = ("pixel_accuracy", "dice", "f1", "average_precision", "recall_at_1_fp_mm2")
-TITLES = ("pixel accuracy", "Dice", "detection F1", "AP", "recall at 1 FP/mm²")
-
-
-def _line(outcome: Outcome) -> str:
-    values = "  ".join(f"{title} {getattr(outcome, figure):.4f}" for title, figure in zip(TITLES, FIGURES, strict=True))
-    return f"{outcome.strategy}, seed {outcome.seed}: {values}"
-
-
 def _write(out: Path, outcomes: Sequence[Outcome]) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(Outcome.__dataclass_fields__)
-    writer.writerows(asdict(outcome).values() for outcome in outcomes)
-    write_text(out / "comparison.csv", stream.getvalue())
-    names = list(dict.fromkeys(outcome.strategy for outcome in outcomes))
-    rows = {name: [outcome for outcome in outcomes if outcome.strategy == name] for name in names}
-    lines = [f"| strategy | seeds | {' | '.join(TITLES)} |", "|---|---|" + "---|" * len(TITLES)]
-    lines += [
-        f"| {name} | {len(of)} | {' | '.join(_cell(of, figure) for figure in FIGURES)} |" for name, of in rows.items()
-    ]
-    write_text(out / "comparison.md", "\n".join(lines) + "\n")
-    print("\n" + "\n".join(lines))
+    rows = {outcome.name: [other for other in outcomes if other.name == outcome.name] for outcome in outcomes}
+    write_csv(out / "comparison.csv", [{"strategy": outcome.name, **_figures(outcome)} for outcome in outcomes])
+    cells = ((name, str(len(of)), *(cell(of, figure) for figure in TITLES)) for name, of in rows.items())
+    write_table(out / "comparison.md", ("strategy", "seeds", *TITLES.values()), cells)
     _draw(out / "comparison.png", rows)
     print(out / "comparison.png")
 
 
-def _cell(outcomes: Sequence[Outcome], figure: str) -> str:
-    """Mean over seeds, and their range."""
-    values = [getattr(outcome, figure) for outcome in outcomes]
-    digits = 5 if figure == "pixel_accuracy" else 3
-    text = f"{statistics.mean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+def _figures(outcome: Outcome) -> dict[str, float]:
+    return {key: value for key, value in asdict(outcome).items() if key != "name"}
 
 
 def _draw(path: Path, rows: dict[str, list[Outcome]]) -> None:
@@ -253,9 +109,9 @@ def _draw(path: Path, rows: dict[str, list[Outcome]]) -> None:
 
     figure = Figure(figsize=(13, 1.2 + 0.32 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(FIGURES), sharey=True)
+    panels = figure.subplots(1, len(TITLES), sharey=True)
     names = list(rows)[::-1]
-    for panel, attribute, title in zip(panels, FIGURES, TITLES, strict=True):
+    for panel, (attribute, title) in zip(panels, TITLES.items(), strict=True):
         for height, name in enumerate(names):
             values = [getattr(outcome, attribute) for outcome in rows[name]]
             colour = "#D55E00" if name == "all background" else "#0072B2"
@@ -274,13 +130,8 @@ def _draw(path: Path, rows: dict[str, list[Outcome]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patches", type=Path, nargs="?", help="a folder of patches; phantom tissue if left out")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--folds", nargs="+", metavar="CASES", help="cases to leave out together; two halves if left out"
-    )
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), metavar="NAME")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    add_arguments(parser)
     return parser.parse_args()
 
 

@@ -29,8 +29,8 @@ def run(script: dict[str, Any]) -> Any:
 
     def call(*words: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(script["main"].__globals__, "PHANTOM_SIZE", (1280, 1024))
-            patch.setitem(script["main"].__globals__, "PHANTOM_CASES", 2)
+            patch.setattr("left_out.PHANTOM_SIZE", (1280, 1024))
+            patch.setattr("left_out.PHANTOM_CASES", 2)
             patch.setattr(sys, "argv", ["compare_strategies.py", *words])
             script["main"]()
 
