@@ -117,6 +117,15 @@ def score_patches(
             found.append(find_peaks(probability, patch.box, patch.box, patch.mpp, patch.slide_mpp, score_floor))
         first, area = patches[0], sum(area_mm2(patch.size**2, patch.mpp) for patch in patches)
         candidates = merge(concatenate(found), first.slide_mpp, merge_um)
-        known = {"case_id": first.case_id, "domain": first.domain, "area_mm2": area}
-        scores.append(SlideScores(slide_id, first.slide_mpp, index.figures(slide_id), candidates, **known))
+        scores.append(
+            SlideScores(
+                slide_id,
+                first.slide_mpp,
+                index.figures(slide_id),
+                candidates,
+                case_id=first.case_id,
+                domain=first.domain,
+                area_mm2=area,
+            )
+        )
     return scores

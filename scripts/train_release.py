@@ -4,10 +4,11 @@ Example: python scripts/train_release.py DATA --out release
 
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
 figures of four scanners). The crops only serve to see whether figures of other scanners are found, unless ``--crops``
-is given: they hold next to nothing but figures, so a network learns to tell crops from fields. The settings are those of release.yaml beside this file. The cases are dealt into folds; for
-each fold, and once for all cases together, a first stage is trained, its false positives are mined, it goes on learning
-with them, and a second stage learns from its candidates. What is left out of a fold is then predicted, and all that is
-reported, thresholds included, comes from such predictions. The model of all cases is the one that ships.
+is given: they hold next to nothing but figures, so a network learns to tell crops from fields. The settings are those
+of release.yaml beside this file. The cases are dealt into folds; for each fold, and once for all cases together, a
+first stage is trained, its false positives are mined, it goes on learning with them, and a second stage learns from its
+candidates. What is left out of a fold is then predicted, and all that is reported, thresholds included, comes from such
+predictions. The model of all cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work.
