@@ -4,6 +4,7 @@ Usage: python scripts/benchmark.py read [--slide FILE] [--json]
        python scripts/benchmark.py load [--patches FOLDER] [--json]
        python scripts/benchmark.py evaluate [--detections N] [--json]
        python scripts/benchmark.py hotspot [--json]
+       python scripts/benchmark.py network [--json]
 
 Figures are medians over rounds in which the contenders take turns on fresh work, as CPU time of the process, so a busy
 machine disturbs the ratios little. A benchmark is a function and a line in `BENCHMARKS`.
@@ -19,31 +20,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import openslide
 import simplejpeg
 import tifffile
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
+from mitosis.checkpoints import load_model
 from mitosis.cohort import find_sources
 from mitosis.config import load_config
+from mitosis.cost import network_cost
 from mitosis.dataset import PatchDataset, load_batches
 from mitosis.densest_discs import densest_discs
 from mitosis.densest_rectangles import densest_rectangles
-from mitosis.detections import Detections
+from mitosis.detections import Detections, reach_px
+from mitosis.engines import build_engine
 from mitosis.extraction import extract_patches
-from mitosis.geometry import Box, grid_dimensions
+from mitosis.geometry import Box, area_mm2, grid_dimensions
+from mitosis.learner import Learner
 from mitosis.matching import PROTOCOLS, MatchResult, Protocol
+from mitosis.models import shipped_models
 from mitosis.patches import PatchIndex
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.sampling import Draw, PatchPool, epochs
 from mitosis.slides import Slide, open_slide, read_at_mpp
 from mitosis.slides.tiff import TiffSlide
-from mitosis.training import Run
+from mitosis.unet import UNet
 
 __all__ = ["BENCHMARKS", "Figure", "main", "write_example_slide"]
 
@@ -54,6 +61,8 @@ HALVED_MPP = (0.25, 0.2456)  # a whole number of half-size pixels, and none
 N_PATCHES, N_STEPS = 48, 6
 N_POINTS, EVERY = 100_000, 50
 TILE = 256
+PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+RIVAL = "plain U-Net of width 16 and depth 4 at 0.25 µm/px"
 
 
 @dataclass(frozen=True)
@@ -201,7 +210,8 @@ def _sample_patches(folder: Path) -> Path:
 def _waiting_share(index: PatchIndex, folder: Path, workers: int) -> float:
     """Median share of a training step, with the default settings, that goes by before its batch is there, %."""
     config = load_config(None, (f"train.workers={workers}",))
-    loop, settings = Run(index, folder, config), config.train
+    learner = Learner(config, index.n_pixels(config.network.classes), folder)
+    settings = config.train
     batches = [batch for epoch in epochs(PatchPool.of(index), settings) for batch in epoch][: N_STEPS + 1]
     loaded = iter(load_batches(PatchDataset(index, settings, config.network), batches, workers))
     shares = []
@@ -209,7 +219,7 @@ def _waiting_share(index: PatchIndex, folder: Path, workers: int) -> float:
         start = time.perf_counter()
         images, masks = next(loaded)
         waited = time.perf_counter() - start
-        loop.step(step, images, masks)
+        learner.step(step, images, masks)
         shares.append(100 * waited / (time.perf_counter() - start))
     return statistics.median(shares[1:])  # the first starts the loader
 
@@ -292,6 +302,68 @@ def _point_by_point(points: NDArray[np.float64], size: NDArray[np.float64]) -> i
         y = near[(near[:, 0] >= points[i, 0]) & (near[:, 0] <= points[i, 0] + size[0]), 1]
         most = max(most, int((np.searchsorted(y, y + size[1], side="right") - np.arange(len(y))).max()))
     return most
+
+
+class _Contender(NamedTuple):
+    """A network to time at the µm/px that it sees."""
+
+    network: UNet
+    mpp: float
+
+    @property
+    def halo(self) -> int:
+        """What surrounds the core of a tile when a slide is counted, px on each side."""
+        stride = self.network.stride
+        return -(-(reach_px(self.mpp) + self.network.margin) // stride) * stride
+
+    def per_mm2(self, side: int) -> float:
+        """How many squares of `side` px are a mm²."""
+        return 1 / area_mm2(side**2, self.mpp)
+
+    def gflop_per_mm2(self) -> float:
+        """Without what surrounds tiles."""
+        shapes = {name: weight.shape for name, weight in self.network.state_dict().items()}
+        return network_cost(shapes).gflop_per_mm2(self.mpp)
+
+
+def network(arguments: argparse.Namespace) -> list[Figure]:  # noqa: ARG001 (every benchmark takes them)
+    """CPU time a mm² of tissue, and GFLOP, against a plain U-Net of width 16 and depth 4 at 0.25 µm/px.
+
+    The default network and the first stages of shipped models, with the engine and the tiles that counting takes. "as
+    counted" is a mm² of cores, for which whole tiles are computed; "without halo" is a mm² of all that is computed.
+    """
+    config = load_config()
+    ours = {"default network": _Contender(UNet.from_config(config.network).eval(), config.extract.mpp)}
+    ours |= {f"shipped {model.name}": _Contender(load_model(model.folder)[0], model.mpp) for model in shipped_models()}
+    rival = _Contender(UNet(width=16, depth=4).eval(), 0.25)
+    seconds = {precision: _tile_seconds({**ours, RIVAL: rival}, precision) for precision in PRECISIONS}
+    figures = []
+    for name, own in ours.items():
+        values = own.gflop_per_mm2(), rival.gflop_per_mm2()
+        figures.append(Figure(f"{name}, GFLOP", values[0], "GFLOP/mm²", values[1], values[1] / values[0]))
+        for precision, taken in seconds.items():
+            for what, halos in (("as counted", 2), ("without halo", 0)):
+                cost, baseline = (
+                    taken[key] * which.per_mm2(config.count.tile_size - halos * which.halo)
+                    for key, which in ((name, own), (RIVAL, rival))
+                )
+                figures.append(Figure(f"{name}, {precision}, {what}", cost, "CPU s/mm²", baseline, baseline / cost))
+    return figures
+
+
+def _tile_seconds(networks: Mapping[str, _Contender], precision: Literal["float32", "bfloat16"]) -> dict[str, float]:
+    """Median CPU seconds a tile of each network, in batches of the size that counting takes, none seen twice."""
+    count, cpu = load_config().count, torch.device("cpu")
+    contenders = {name: build_engine(one.network, cpu, count.engine, precision) for name, one in networks.items()}
+    rng, field = np.random.default_rng(0), _stained_noise(2 * count.tile_size)
+    corners = rng.integers(0, count.tile_size, (ROUNDS + 1, count.batch_size, 2)).tolist()
+    batches = [
+        np.stack([field[y : y + count.tile_size, x : x + count.tile_size] for x, y in places]) for places in corners
+    ]
+    for engine in contenders.values():
+        engine(batches[0])  # the first makes an engine ready
+    seconds = _take_turns(contenders, [{name: [batch] for name in contenders} for batch in batches[1:]])
+    return {name: value / count.batch_size for name, value in seconds.items()}
 
 
 class _RawTiles:
@@ -391,6 +463,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "evaluate": evaluate,
     "hotspot": hotspot,
     "load": load,
+    "network": network,
     "read": read,
 }
 

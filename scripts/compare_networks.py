@@ -36,7 +36,6 @@ from left_out import (
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox, BboxBase
 
@@ -155,7 +154,7 @@ def cost_of(config: Config) -> Cost:
     from mitosis.unet import UNet
 
     weights = UNet.from_config(config.network).state_dict()
-    return network_cost({name: tuple(weight.shape) for name, weight in weights.items()})
+    return network_cost({name: weight.shape for name, weight in weights.items()})
 
 
 def _write(out: Path, rows: Sequence[Row]) -> None:
@@ -228,7 +227,7 @@ def _label(panel: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     for (name, *at), dot in zip(points, dots, strict=True):
         others = [*names, *(other for other in dots if other is not dot)]
         text = panel.annotate(name, at, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5})  # over lines
         for side, offset in _places():
             text.set(ha=side, position=offset)
             box = text.get_window_extent().padded(1)

@@ -3,11 +3,14 @@
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import busy_network, save_network
 
+from mitosis.config import load_config
 from mitosis.matching import PROTOCOLS
 from mitosis.slides import open_slide
 
@@ -83,6 +86,32 @@ def test_hotspot_times_both_shapes(
     assert rectangle["name"].startswith("rectangle, 500 points")
     assert rectangle["value"] > 0 < disc["value"]
     assert rectangle["baseline"] == disc["baseline"] > 0
+
+
+@pytest.mark.slow
+def test_network_times_the_default_and_shipped_ones_against_the_usual_u_net(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    save_network(busy_network(depth=1, width=2), folder)
+    parts = script["main"].__globals__
+    monkeypatch.setitem(parts, "ROUNDS", 1)
+    monkeypatch.setitem(parts, "shipped_models", lambda: [SimpleNamespace(name="tiny", mpp=0.5, folder=folder)])
+    usual = load_config(None, ("count.tile_size=384", "count.batch_size=1", "count.engine=torch"))
+    monkeypatch.setitem(parts, "load_config", lambda: usual)
+    script["main"](["network", "--json"])
+    figures = {figure.pop("name"): figure for figure in map(json.loads, capsys.readouterr().out.splitlines())}
+    timed = [f"{precision}, {what}" for precision in ("float32", "bfloat16") for what in ("as counted", "without halo")]
+    assert list(figures) == [
+        f"{who}, {what}" for who in ("default network", "shipped tiny") for what in ("GFLOP", *timed)
+    ]
+    for figure in figures.values():
+        assert figure["ratio"] == pytest.approx(figure["baseline"] / figure["value"])
+    assert figures["default network, GFLOP"]["ratio"] == pytest.approx(5.24, abs=0.01)  # 1711 / 326
+    counted, alone = (figures[f"default network, float32, {what}"] for what in ("as counted", "without halo"))
+    # Of 384 px the halo leaves 384 - 2 * 80 to this network, and 384 - 2 * 160 to the other.
+    assert counted["value"] / alone["value"] == pytest.approx((384 / 224) ** 2)
+    assert counted["baseline"] / alone["baseline"] == pytest.approx((384 / 64) ** 2)
 
 
 def test_without_json_it_prints_a_table(
