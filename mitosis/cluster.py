@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -43,7 +43,7 @@ TILES = 64
 RETRIES = 2
 """How often a region that failed is tried again; shared folders stumble. Lost workers do not count."""
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 _LOADING = threading.Lock()
 
@@ -69,21 +69,27 @@ def open_cluster(address: str | None = None, processes: int = 1, tiles: int = TI
         No scheduler answers at the address.
     """
     distributed = _distributed()
-    if address is not None:
-        with distributed.Client(_address(address), timeout=PATIENCE_S, set_as_default=False) as client:
-            yield Cluster(client, tiles)
-        return
-    with (
-        # Nobody watches it, and nothing but the system may end a worker for the memory it takes.
-        distributed.LocalCluster(
-            n_workers=processes,
-            threads_per_worker=1,
-            dashboard_address=None,
-            memory_limit=None,
-            silence_logs="ERROR",
-        ) as local,
-        distributed.Client(local, set_as_default=False) as client,
-    ):
+    with ExitStack() as stack:
+        try:
+            # Nobody watches a cluster of our own, and only the system may end a worker for the memory it takes.
+            place = (
+                stack.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=processes,
+                        threads_per_worker=1,
+                        dashboard_address=None,
+                        memory_limit=None,
+                        silence_logs="ERROR",
+                    )
+                )
+                if address is None
+                else _address(address)
+            )
+            client = stack.enter_context(distributed.Client(place, timeout=PATIENCE_S, set_as_default=False))
+        except ClusterError:
+            raise
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(f"{address or 'Worker processes'}: no cluster comes up ({error}). Try again.") from error
         yield Cluster(client, tiles)
 
 
@@ -207,7 +213,7 @@ def _gather(client: Any, path: Path, futures: list[Any]) -> Iterator[Found]:
             f"{path}: {error.allowed_failures + 1} workers ended while they looked at one of its regions, for want of "
             "memory or because the file is damaged. Count it without a cluster to see which."
         ) from error
-    except (CancelledError, OSError, ImportError) as error:
+    except (CancelledError, distributed.comm.CommClosedError, TimeoutError, ImportError) as error:
         raise ClusterError(
             f"The cluster failed while it looked at {path} ({type(error).__name__}: {error}). Start the cluster again, "
             "with this version of mitosis-toolkit on every worker, and give the same command."

@@ -101,12 +101,12 @@ class Found(NamedTuple):
     detections : Detections
         Not yet merged, on tissue or not.
     bad_tiles : tuple of BadTile
-        Damaged tiles of the file met so far, or in these tiles.
+        Damaged tiles that were met where the file was opened anew; an open slide knows its own.
     """
 
     n_tiles: int
     detections: Detections
-    bad_tiles: tuple[BadTile, ...]
+    bad_tiles: tuple[BadTile, ...] = ()
 
 
 Finder = Callable[[Slide, Sequence[Tile], Model, CountConfig, StainLevels | None], Iterable[Found]]
@@ -154,7 +154,7 @@ def find_in_tiles(
         for tile, probability in zip(batch, engine(images), strict=True):
             window = tile.window.grown(reach - margin)
             parts.append(find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor))
-        yield Found(len(batch), concatenate(parts), slide.bad_tiles)
+        yield Found(len(batch), concatenate(parts))
 
 
 def _read_ahead(

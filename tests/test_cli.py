@@ -14,6 +14,8 @@ from conftest import add_slide, contents, damage_tiles, draw_field, save_marks, 
 from PIL import Image
 
 from mitosis.cli import main
+from mitosis.cli.count import _Speed
+from mitosis.cohort_count import Progress
 from mitosis.patches import PatchIndex
 
 VERBS = ("info", "lint", "mine", "verify", "extract", "train", "count", "evaluate", "models", "export")
@@ -243,6 +245,25 @@ def test_a_manifest_serves_in_place_of_slides(slides_folder, tmp_path):
     assert {(p.case_id, p.domain) for p in PatchIndex.read(tmp_path / "out").patches} == {("A", "lab"), ("B", "lab")}
 
 
+def test_the_display_says_how_fast_it_goes_and_how_long_it_will_take(monkeypatch):
+    """Slides that were counted before take no time, so they have no say."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    speed = _Speed()
+    for seconds, progress, said in [
+        (50, Progress("b", 12, n_done=2, n_before=2), "2/12 slides"),
+        (
+            30,
+            Progress("c", 12, n_done=2, n_before=2, part=0.5, counted_mm2=60),
+            "2/12 slides, 2.00 mm²/s, 0:09:30 left",
+        ),
+        (30, Progress("c", 12, n_done=3, n_before=2, counted_mm2=120), "3/12 slides, 2.00 mm²/s, 0:09:00 left"),
+        (3540, Progress("d", 12, n_done=4, n_before=2, counted_mm2=900), "4/12 slides, 0.25 mm²/s, 4:00:00 left"),
+    ]:
+        now[0] += seconds
+        assert speed.state(progress) == said
+
+
 def test_a_manifest_of_slides_to_count_may_name_regions(slides_folder, model_folder, tmp_path):
     corners = [[0, 0], [128, 0], [128, 256], [0, 256]]
     geometry = {"type": "Polygon", "coordinates": [corners]}
@@ -287,6 +308,8 @@ def test_the_help_names_every_verb():
         ("count", "--model", "m", "--out", "x"),
         ("count", "a.svs", "--manifest", "m.csv", "--model", "m", "--out", "x"),
         ("count", "a.svs", "--model", "m", "--out", "x", "--workers", "-1"),
+        ("count", "a.svs", "--model", "m", "--out", "x", "--processes", "0"),
+        ("count", "a.svs", "--model", "m", "--out", "x", "--processes", "2", "--scheduler", "tcp://host:8786"),
         ("count", "a.svs", "--model", "m", "--out", "x", "--threshold", "high"),
         ("evaluate", "results"),
         ("info", "a.svs", "--colour"),
@@ -303,6 +326,8 @@ def test_wrong_usage_is_exit_code_2(arguments, tmp_path, monkeypatch):
 LOADED = """
 import contextlib, io, json, sys
 from mitosis.cli import main
+from mitosis.cli.count import _Speed
+from mitosis.cohort_count import Progress
 
 def loaded():
     return [name for name in ("torch", "albumentations", "numpy", "scipy", "matplotlib") if name in sys.modules]
@@ -503,6 +528,14 @@ def test_no_figure_in_the_training_cases(slides, tmp_path):
             "tile_size",
         ),
         (("evaluate", "{here}/none", "{slides}"), "holds no count.json"),
+        (
+            ("count", "{slides}", "--model", "{model}", "--out", "{here}/out", "--scheduler", "tcp://127.0.0.1:9"),
+            "--scheduler tcp://127.0.0.1:9: no scheduler answers",
+        ),
+        (
+            ("count", "--manifest", "{here}/none.csv", "--model", "{model}", "--out", "{here}/out"),
+            "none.csv: not readable as a CSV manifest",
+        ),
         (
             ("extract", "--manifest", "{here}/none.csv", "--out", "{here}/out"),
             "none.csv: not readable as a CSV manifest",
