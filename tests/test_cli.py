@@ -326,8 +326,6 @@ def test_wrong_usage_is_exit_code_2(arguments, tmp_path, monkeypatch):
 LOADED = """
 import contextlib, io, json, sys
 from mitosis.cli import main
-from mitosis.cli.count import _Speed
-from mitosis.cohort_count import Progress
 
 def loaded():
     return [name for name in ("torch", "albumentations", "numpy", "scipy", "matplotlib") if name in sys.modules]
