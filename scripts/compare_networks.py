@@ -95,7 +95,11 @@ class Row:
 
     def mean(self, figure: str) -> float:
         """Of a figure of `Outcome` over seeds."""
-        return statistics.mean(getattr(outcome, figure) for outcome in self.outcomes)
+        return statistics.mean(self.seeds(figure))
+
+    def seeds(self, figure: str) -> list[float]:
+        """A figure of `Outcome` for each seed."""
+        return [getattr(outcome, figure) for outcome in self.outcomes]
 
 
 def main() -> None:
@@ -184,7 +188,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     for panel, attribute in zip(panels, DRAWN, strict=True):
         for row in rows:
             colour = COLOURS[row.config.network.block]
-            seeds = [getattr(outcome, attribute) for outcome in row.outcomes]
+            seeds = row.seeds(attribute)
             panel.plot([row.gflop_per_mm2] * 2, [min(seeds), max(seeds)], color=colour, linewidth=3, alpha=0.25)
             panel.plot(row.gflop_per_mm2, row.mean(attribute), "o", color=colour, markersize=7)
         _best_for_the_cost(panel, [(row.gflop_per_mm2, row.mean(attribute)) for row in rows])
@@ -222,9 +226,11 @@ def _best_for_the_cost(panel: Axes, points: Sequence[tuple[float, float]]) -> No
 
 def _label(panel: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """The name of each point, at the nearest place beside it where it covers no other name and no other point."""
-    dots = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in panel.transData.transform([at for _, *at in points])]
+    places = panel.transData.transform([(x, y) for _, x, y in points])
+    dots = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in places]
     names: list[Bbox] = []
-    for (name, *at), dot in zip(points, dots, strict=True):
+    for (name, x, y), dot in zip(points, dots, strict=True):
+        at = (x, y)
         others = [*names, *(other for other in dots if other is not dot)]
         text = panel.annotate(name, at, textcoords="offset points", xytext=(7, 0), va="center", fontsize=8)
         text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5})  # over lines
@@ -239,8 +245,8 @@ def _label(panel: Axes, points: Sequence[tuple[str, float, float]]) -> None:
             panel.annotate("", at, offset, textcoords="offset points", arrowprops=line)
 
 
-def _holds(room: BboxBase, box: Bbox) -> bool:
-    return room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+def _holds(room: BboxBase, box: BboxBase) -> bool:
+    return bool(room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1)
 
 
 def _places() -> Iterator[tuple[Literal["left", "right", "center"], tuple[float, float]]]:

@@ -124,6 +124,30 @@ def test_every_model_that_is_shipped_loads():
         assert model.size_bytes <= 4 * 2**20
 
 
+def test_a_card_from_before_there_were_blocks_is_one_of_plain_ones(weights):
+    path = weights / "plain" / "model.json"
+    card = json.loads(path.read_text())
+    for name in ("block", "expansion"):
+        del card["network"][name]
+    path.write_text(json.dumps(card))
+    network, read = load_model(weights / "plain")
+    assert (network.block, read.network.block) == ("plain", "plain")
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), busy_network().parameters(), strict=True))
+
+
+@pytest.mark.parametrize("block", ["separable", "inverted"])
+def test_a_model_of_other_blocks_loads_as_it_was_saved_and_as_no_other(tmp_path, block):
+    network = busy_network(block=block)
+    save_network(network, tmp_path / "run")
+    loaded, card = load_model(tmp_path / "run")
+    assert card.network.block == block
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(loaded(image), network(image))
+    change_card(tmp_path / "run", network=card.network.model_dump() | {"block": "plain"})
+    with pytest.raises(ModelError, match=r"does not hold the network that model\.json describes"):
+        load_model(tmp_path / "run")
+
+
 # The command line
 
 
