@@ -102,7 +102,7 @@ def score_crops(
 def _engine(network: Verifier) -> Engine:
     """Run the network in float32 as if it gave a map of one pixel, so that views are averaged as those of tiles are."""
     device = next(network.parameters()).device
-    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no memory_format
+    network.eval().to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -135,7 +135,7 @@ def train_verifier(
     batches = _batches(candidates, settings)
     device = choose_device()
     torch.manual_seed(settings.seed)
-    network = Verifier.from_config(settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no memory_format
+    network: Verifier = Verifier.from_config(settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no memory_format
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     skipped = 0

@@ -6,9 +6,9 @@ DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamats
 figures of four scanners). The crops only serve to see whether figures of other scanners are found, unless ``--crops``
 is given: they hold next to nothing but figures, so a network learns to tell crops from fields. The settings are those
 of release.yaml beside this file. The cases are dealt into folds; for each fold, and once for all cases together, a
-first stage is trained, its false positives are mined, it goes on learning with them, and a second stage learns from its
-candidates. What is left out of a fold is then predicted, and all that is reported, thresholds included, comes from such
-predictions. The model of all cases is the one that ships.
+first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes on learning
+with its false positives before). What is left out of a fold is then predicted, and all that is reported, thresholds
+included, comes from such predictions. The model of all cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work.
@@ -57,8 +57,7 @@ TUNE = (
 )
 """How false positives are mined, and how the first stage goes on learning with them as look-alikes."""
 
-
-ON = "cases left out of the folds of scripts/train_release.py; each case at the threshold of the others"
+ON = "cases left out of the folds {} of scripts/train_release.py; each case at the threshold of the others"
 DATA = (
     "MITOS 2012 (ICPR contest, Aperio), MITOS-ATYPIA-14 (Hamamatsu) and AMi-Br (crops of MIDOG 2021 and TUPAC16): "
     "research-only or contest data, none of which is part of this package."
@@ -76,10 +75,10 @@ def main() -> None:
     config = load_config(RECIPE, tuple(arguments.set))
     data = Data(arguments.data, arguments.out / "data", config)
     for name in arguments.folds:
-        tune = load_config(RECIPE, (*TUNE, *arguments.set))
-        Fold(name, data, arguments.out / name, config, tune, arguments.crops).run()
-    if all((arguments.out / name / "both.json").exists() for name in FOLDS):
-        print(ship(arguments.out, data.patches, config))
+        Fold(name, data, arguments).run()
+    done = [name for name in FOLDS if (arguments.out / name / "both.json").exists()]
+    if len(done) > 1 and "all" in done:
+        print(ship(arguments.out, data.patches, config, done[:-1]))
 
 
 class Data:
@@ -101,6 +100,11 @@ class Data:
             ),
         }
         return {**fields, "amibr": read_manifest(manifest)}
+
+    @property
+    def all_slides(self) -> list[SlideSource]:
+        """Of all collections."""
+        return [slide for some in self.slides.values() for slide in some]
 
     @cached_property
     def patches(self) -> PatchIndex:
@@ -125,30 +129,32 @@ def _contest(folder: Path, domain: str, mpp: float) -> dict[str, Any]:
 class Fold:
     """One set of cases left out: the models that did not see them, and what these say of them."""
 
-    def __init__(self, name: str, data: Data, out: Path, config: Config, tune: Config, crops: bool) -> None:
-        self.name, self.data, self.out, self.config, self.tune, self.crops = name, data, out, config, tune, crops
+    def __init__(self, name: str, data: Data, options: argparse.Namespace) -> None:
+        self.name, self.data, self.options = name, data, options
+        self.out: Path = options.out / name
+        self.config, self.tune = (load_config(RECIPE, (*some, *options.set)) for some in ((), TUNE))
         self.cases = data.left_out(name)
 
     def _is_learned_from(self, case: str, domain: str) -> bool:
-        return case not in self.cases and (self.crops or domain in FIELDS or case in VALIDATION)
+        return case not in self.cases and (self.options.crops or domain in FIELDS or case in VALIDATION)
 
     def run(self) -> None:
         """All stages, each only if it is not there yet."""
-        slides = [slide for some in self.data.slides.values() for slide in some]
-        seen = [slide for slide in slides if self._is_learned_from(slide.case_id, slide.domain)]
-        fields = [slide for slide in seen if slide.domain in FIELDS]
+        seen = [slide for slide in self.data.all_slides if self._is_learned_from(slide.case_id, slide.domain)]
         patches = self.data.patches.where(lambda patch: self._is_learned_from(patch.case_id, patch.domain))
-        base = self._train("base", patches, self.config)
-        mined = self.out / "mined"
-        mine(fields, self._model(base), mined, self.tune)
-        more = PatchIndex.join([patches, PatchIndex.read(mined)])
-        tuned = self._train("tuned", more, self.tune, start=base)
+        first = self._train("base", patches, self.config)
+        if self.options.mine:
+            mined = self.out / "mined"
+            mine([slide for slide in seen if slide.domain in FIELDS], self._model(first), mined, self.tune)
+            self._predict(first)
+            more = PatchIndex.join([patches, PatchIndex.read(mined)])
+            first = self._train("tuned", more, self.tune, start=first)
         both = self.out / "both"
         if not (both / "model.json").exists():
-            candidates = collect_candidates(seen, self._model(tuned), self.out / "candidates", self.config)
-            add_second_stage(tuned, candidates, both, self.config, on_step=self._report)
-        for model in (base, tuned, both):
-            self._predict(model, [slide for slide in slides if slide.case_id in (self.cases or VALIDATION)])
+            candidates = collect_candidates(seen, self._model(first), self.out / "candidates", self.config)
+            add_second_stage(first, candidates, both, self.config, on_step=self._report)
+        self._predict(first)
+        self._predict(both)
 
     def _train(self, name: str, patches: PatchIndex, config: Config, start: Path | None = None) -> Path:
         out = self.out / name
@@ -166,13 +172,14 @@ class Fold:
         if step % 100 == 0:
             print(f"{self.name} {name}: step {step}, loss {loss:.3f}", flush=True)
 
-    def _predict(self, model: Path, slides: Sequence[SlideSource]) -> None:
-        """Candidates of slides that the models have not seen, and their marks."""
+    def _predict(self, model: Path) -> None:
+        """Candidates of the slides that the models of this fold have not seen, and their marks."""
         path = self.out / f"{model.name}.json"
         if path.exists():
             return
+        unseen = self.cases or VALIDATION
         ready, rows = self._model(model), []
-        for source in slides:
+        for source in (slide for slide in self.data.all_slides if slide.case_id in unseen):
             with open_slide(source.path, source.mpp) as slide:
                 counted = count_slide(slide, source.slide_id, ready, self.config.count)
                 marks, _ = read_marks(source)
@@ -192,17 +199,17 @@ class Fold:
         write_json(path, rows)
 
 
-def ship(release: Path, patches: PatchIndex, config: Config) -> Path:
-    """The model of all cases with the thresholds and the figures of the left-out ones, in float16."""
+def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str]) -> Path:
+    """The model of all cases with the thresholds and the figures of those that `folds` left out, in float16."""
     source, out = release / "all" / "both", make_folder(release / "default")
     network, card = load_model(source)
     second = load_verifier(source, card)
     if second is None or card.verifier is None:
         raise SystemExit(f"{source}: has no second stage. Delete it and run again.")
-    alone, both = (_left_out(read_stage(release, stage)) for stage in ("tuned", "both"))
+    alone, both = (_left_out(read_stage(release, stage)) for stage in (_first_stage(release), "both"))
     rows = [
         *blind_rows(patches.where(lambda patch: patch.domain == "aperio"), config),
-        _model_row(release, patches, config, both),
+        _model_row(release, patches, config, folds, both),
     ]
     verifier = card.verifier.model_copy(
         update={
@@ -221,7 +228,7 @@ def ship(release: Path, patches: PatchIndex, config: Config) -> Path:
         "threshold": alone["threshold"],
         "count_threshold": alone["count_threshold"],
         "validation": {
-            "on": ON,
+            "on": ON.format(", ".join(folds)),
             "f1": alone["quality"]["f1"],
             "first_stage": alone["quality"],
             "calibration": alone["calibration"],
@@ -232,6 +239,10 @@ def ship(release: Path, patches: PatchIndex, config: Config) -> Path:
     }
     save_model(out, network.state_dict(), card.model_copy(update=changes), half=True)
     return out
+
+
+def _first_stage(release: Path) -> str:
+    return "tuned" if (release / "all" / "tuned").exists() else "base"
 
 
 def _left_out(slides: Sequence[SlideScores]) -> dict[str, Any]:
@@ -248,15 +259,17 @@ def _left_out(slides: Sequence[SlideScores]) -> dict[str, Any]:
     }
 
 
-def _model_row(release: Path, patches: PatchIndex, config: Config, both: dict[str, Any]) -> dict[str, Any]:
+def _model_row(
+    release: Path, patches: PatchIndex, config: Config, folds: Sequence[str], both: dict[str, Any]
+) -> dict[str, Any]:
     """The row of the model in the table of embarrassment: every fold's on the Aperio fields that it left out."""
     threshold, pixels = both["threshold"], MaskOverlap()
     aperio = [slide for slide in both["slides"] if slide.domain == "aperio"]
     counted = {slide.slide: slide.candidates.xy[slide.candidates.score >= threshold] for slide in aperio}
-    for fold, cases in FOLDS.items():
-        left_out = _aperio_of(patches, cases)
+    for fold in folds:
+        left_out = _aperio_of(patches, FOLDS[fold])
         if left_out.patches:
-            network, _ = load_model(release / fold / "tuned")
+            network, _ = load_model(release / fold / "both")
             pixels += model_pixels(network, left_out, config, counted)
     return model_row(pixels, evaluate(aperio, threshold).pooled)
 
@@ -275,6 +288,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", nargs="+", choices=list(FOLDS), default=list(FOLDS), metavar="FOLD")
     parser.add_argument("--crops", action="store_true", help="learn from the crops too, which did not pay")
+    parser.add_argument("--mine", action="store_true", help="mine false positives first, which did not pay either")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     return parser.parse_args()
 
