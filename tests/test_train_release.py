@@ -1,0 +1,215 @@
+"""The recipe of the shipped model, with networks and data that are very small: from three collections to a card."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import crop_mosaics
+import numpy as np
+import pytest
+import release_report
+import train_release
+from conftest import draw_field, random_places
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mitosis.checkpoints import load_model, load_verifier
+from mitosis.detections import Detections
+from mitosis.inference import Model, count_slide
+from mitosis.ranking import SlideScores
+from mitosis.slides import open_slide
+
+QUICK = (
+    "extract.size=64",
+    "extract.jitter=8",
+    "network.width=2",
+    "network.depth=1",
+    "train.steps=30",
+    "train.learning_rate=0.02",
+    "train.ema_decay=0.5",
+    "train.warmup_steps=1",
+    "train.validate_every=30",
+    "train.batch_size=8",
+    "train.crop=32",
+    "verifier.width=2",
+    "verifier.crop=32",
+    "verifier.steps=2",
+    "verifier.score_floor=0.001",
+    "verifier.batch_size=8",
+    "verifier.max_per_slide=20",
+    "count.tile_size=256",
+    "count.score_floor=0.001",
+)
+FIELDS = ("A00_01", "A03_01", "A01_01", "A02_01", "H03_00Aa", "H05_00Aa", "H12_00Aa")
+CROPS = [*(("MIDOG21", f"{n:03}.tiff") for n in (14, 64, 114, 1, 2, 3)), ("TUPAC16", "16_stitched1.tif")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three collections in their own formats, drawn."""
+    folder = tmp_path_factory.mktemp("data")
+    for part in ("mitos12", "atypia14", "amibr"):
+        (folder / part).mkdir()
+    for seed, name in enumerate(FIELDS):
+        places = random_places(5, seed, 420, 420, border=30, apart=90)
+        image = draw_field(places[:3], places[3:], 420, 420, seed=seed, radius=14)
+        part = folder / ("mitos12" if name[0] == "A" else "atypia14")
+        Image.fromarray(image).save(part / f"{name}.png")
+        if name[0] == "A":
+            lines = [_pixels_of(x, y) for x, y in places[:3]]
+            (part / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        else:
+            for kind, chosen in (("mitosis", places[:3]), ("not_mitosis", places[3:])):
+                text = "".join(f"{x:.0f},{y:.0f},0.8\n" for x, y in chosen)
+                (part / f"{name}_{kind}.csv").write_text(text)
+    rows = ["file,dataset,slide,kind,expert1,expert2"]
+    for number, (dataset, slide) in enumerate(CROPS):
+        for n in range(2):
+            name = f"{dataset}_{number}_{n}.png"
+            Image.fromarray(draw_field([(64, 64)], (), 128, 128, seed=n, radius=14)).save(folder / "amibr" / name)
+            rows.append(f"{name},{dataset},{slide},normal,,")
+    (folder / "amibr" / "crops.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def _pixels_of(x: float, y: float) -> str:
+    square = [(round(x) + i, round(y) + j) for j in range(-8, 9) for i in range(-8, 9)]
+    return ",".join(f"{column},{row}" for column, row in square)
+
+
+@pytest.fixture(scope="module")
+def released(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("release")
+    _run(data, out, "--folds", "a", "all")
+    return out
+
+
+def _run(data: Path, out: Path, *words: str) -> None:
+    options = [word for setting in QUICK for word in ("--set", setting)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_release.py", str(data), "--out", str(out), *words, *options])
+        train_release.main()
+
+
+@pytest.mark.slow
+def test_no_model_of_a_fold_has_seen_what_it_left_out(released: Path) -> None:
+    _, card = load_model(released / "a" / "both")
+    left_out = {row["case"] for row in json.loads((released / "a" / "both.json").read_text())}
+    assert {"00", "03"} <= left_out
+    assert not left_out & set(card.training["cases"])
+    assert card.training["cases"] == ["01", "02", "05", "12"]
+
+
+@pytest.mark.slow
+def test_the_shipped_model_holds_what_the_left_out_cases_say(released: Path) -> None:
+    network, card = load_model(released / "default")
+    assert card.verifier is not None
+    assert load_verifier(released / "default", card) is not None
+    quality = release_report.Quality.of(release_report.read_stage(released, "both"))
+    assert (card.verifier.threshold, card.verifier.count_threshold) == (quality.threshold, quality.count_threshold)
+    assert card.verifier.validation["both_stages"]["f1"] == round(quality.scores["all"].pooled.result.f1, 4)
+    assert {row["case"] for row in card.verifier.validation["calibration"]} == {"00", "03"}
+    names = [row["detector"] for row in card.verifier.validation["beside_detectors_that_know_nothing"]]
+    assert names == ["never fires", "fires on every dark nucleus", "this model"]
+    assert network.width == 2
+
+
+@pytest.mark.slow
+def test_a_case_of_digits_is_not_taken_for_one_of_the_users(released: Path) -> None:
+    _, card = load_model(released / "default")
+    assert not card.has_seen("01", "")
+    assert card.has_seen("MITOS 01", "")
+
+
+@pytest.mark.slow
+def test_the_shipped_model_counts(released: Path, data: Path) -> None:
+    model = Model.load(released / "default")
+    with open_slide(data / "mitos12" / "A00_01.png", 0.2456) as slide:
+        counted = count_slide(slide, "A00_01", model, train_release.load_config(None, ("count.tile_size=256",)).count)
+    assert counted.report.verifier_sha256 == model.card.verifier.weights_sha256  # type: ignore[union-attr]  # it has one
+
+
+@pytest.mark.slow
+def test_the_same_command_does_nothing_twice(released: Path, data: Path) -> None:
+    files = [path for path in released.rglob("*") if path.is_file() and path.parent.name in ("base", "both", "a")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    _run(data, released, "--folds", "a", "all")
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
+@pytest.mark.slow
+def test_the_report_has_a_table_a_stage(
+    released: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["release_report.py", str(released)])
+    release_report.main()
+    text = capsys.readouterr().out
+    assert "first stage" in text
+    assert "with second stage" in text
+    assert "after mining" not in text
+
+
+def test_folds_leave_every_case_out_once() -> None:
+    cases = [case for fold in train_release.FOLDS.values() for case in fold]
+    assert sorted(cases) == ["00", "01", "02", "03", "04", "05", "10", "11", "12", "18"]
+
+
+def _crops(n: int) -> list[Any]:
+    """Crops of one grey each, with a red pixel in the middle."""
+    crops = []
+    for number in range(n):
+        crop = np.full((128, 128, 3), 40 + number, np.uint8)
+        crop[63:65, 63:65] = (255, 0, 0)
+        crops.append(crop)
+    return crops
+
+
+@given(st.integers(1, 30), st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_a_mosaic_shows_every_crop_and_says_where_its_middle_is(n: int, seed: int) -> None:
+    mosaic, places = crop_mosaics._mosaic(_crops(n), np.random.default_rng(seed))
+    red = (mosaic[..., 0] == 255) & (mosaic[..., 1] == 0)
+    assert red.sum() == 4 * len(places)
+    assert all(red[y - 1 : y + 1, x - 1 : x + 1].all() for x, y in places)
+    around = {int(mosaic[y - 10, x - 10, 1]) for x, y in places}
+    assert around == set(range(40, 40 + n))
+
+
+def test_a_mosaic_is_filled() -> None:
+    mosaic, _ = crop_mosaics._mosaic(_crops(7), np.random.default_rng(0))
+    assert mosaic.shape[1] == crop_mosaics.MOSAIC_WIDTH
+    assert mosaic.max(axis=2).min() >= 40
+    assert not (mosaic == 255).all(axis=2).any()
+
+
+def _field(case: str, domain: str, scores: list[float]) -> SlideScores:
+    """Two figures; the first two candidates lie on them."""
+    xy = [(100, 100), (300, 300), (500, 500), (700, 700)][: len(scores)]
+    found = Detections(np.array(xy, float).reshape(-1, 2), np.array(scores), np.zeros(len(scores)))
+    return SlideScores(f"{domain}{case}", 0.25, [(100, 100), (300, 300)], found, (), case, domain, 0.5)
+
+
+def test_quality_crosses_thresholds_and_counts_false_positives_a_mm2() -> None:
+    slides = [
+        _field("00", "aperio", [0.9, 0.8, 0.3]),
+        _field("01", "aperio", [0.9, 0.7, 0.6, 0.2]),
+        _field("05", "hamamatsu", [0.9, 0.8, 0.1]),
+        _field("x", "midog-xr", [0.95, 0.65]),
+        _field("y", "tupac", [0.2]),
+    ]
+    quality = release_report.Quality.of(slides)
+    assert quality.threshold == 0.65
+    assert quality.recall["midog-xr"] == (1.0, 2)
+    assert quality.recall["tupac"] == (0.0, 2)
+    assert quality.fp_per_mm2 == {"aperio": 0.0, "hamamatsu": 0.0}
+    # Without case 01 any threshold from 0.3 to 0.8 is as good: the middle, 0.55, lets its false positive through.
+    assert quality.scores["all"].thresholds["aperio01"] == 0.55
+    assert quality.scores["aperio"].pooled.result.fp == 1
+    assert quality.scores["hamamatsu"].pooled.result.f1 == 1
+    assert "| aperio | 4 |" in quality.table()
+    assert quality.to_dict()["recall_on_crops"] == {
+        "midog-xr": {"recall": 1.0, "figures": 2},
+        "tupac": {"recall": 0.0, "figures": 2},
+    }
