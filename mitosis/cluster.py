@@ -6,14 +6,14 @@ here, as ever. A region whose worker is lost is given to another one by dask. Ba
 cluster, so results are the same to the byte, if the engine is the same and has as many threads.
 """
 
-import functools
 import json
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -197,15 +197,31 @@ class Cluster:
         )
         size = max(1, self.tiles // config.batch_size) * config.batch_size
         regions = [tuple(tiles[start : start + size]) for start in range(0, len(tiles), size)]
-        futures = [self.client.submit(_find_region, order, region, pure=False, retries=RETRIES) for region in regions]
+        submit = partial(self.client.submit, _find_region, order, pure=False, retries=RETRIES)
+        with _own_errors(slide.path):
+            futures = [submit(region) for region in regions]
         return _gather(self.client, slide.path, futures)
 
 
 def _gather(client: Any, path: Path, futures: list[Any]) -> Iterator[Found]:
-    distributed = _distributed()
     try:
-        for _, found in distributed.as_completed(futures, loop=client.loop, with_results=True):
-            yield found
+        with _own_errors(path):
+            for _, found in _distributed().as_completed(futures, loop=client.loop, with_results=True):
+                if isinstance(found, Exception):  # how it says that the scheduler is lost
+                    raise found
+                yield found
+    finally:
+        with suppress(Exception):  # a cluster that is lost has nothing to cancel
+            client.cancel([future for future in futures if not future.done()])
+
+
+@contextmanager
+def _own_errors(path: Path) -> Iterator[None]:
+    """What dask raises while a slide is looked at, as errors of this package."""
+    distributed = _distributed()
+    lost = (CancelledError, distributed.comm.CommClosedError, distributed.client.ClosedClientError, TimeoutError)
+    try:
+        yield
     except MitosisError:
         raise
     except distributed.KilledWorker as error:
@@ -213,13 +229,12 @@ def _gather(client: Any, path: Path, futures: list[Any]) -> Iterator[Found]:
             f"{path}: {error.allowed_failures + 1} workers ended while they looked at one of its regions, for want of "
             "memory or because the file is damaged. Count it without a cluster to see which."
         ) from error
-    except (CancelledError, distributed.comm.CommClosedError, TimeoutError, ImportError) as error:
+    except (*lost, ImportError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ClusterError(
-            f"The cluster failed while it looked at {path} ({type(error).__name__}: {error}). Start the cluster again, "
+            f"The cluster failed while it looked at {path} ({reason}). Start the cluster again, "
             "with this version of mitosis-toolkit on every worker, and give the same command."
         ) from error
-    finally:
-        client.cancel([future for future in futures if not future.done()])
 
 
 def _find_region(order: _Order, tiles: Sequence[Tile]) -> Found:
@@ -243,7 +258,7 @@ def _find_region(order: _Order, tiles: Sequence[Tile]) -> Found:
         return Found(len(tiles), concatenate(piece.detections for piece in pieces), slide.bad_tiles)
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _load(folder: Path, weights_sha256: str, runs_on: str, engine: str, precision: Any) -> Model:
     """The first stage of a model, once a process."""
     here = socket.gethostname()

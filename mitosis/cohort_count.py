@@ -122,7 +122,8 @@ def count_slides(
     waiting: deque[_Job] = deque()
     try:
         for source in sources:
-            waiting.append(run.start(source))
+            waiting.append(_Job(source, SlideResult(source.slide_id)))
+            run.start(waiting[-1])
             if len(waiting) > ahead:
                 yield run.finish(waiting.popleft())
         while waiting:
@@ -155,9 +156,9 @@ class _Run:
     progress: Progress = Progress("", 0)
     on_progress: Callable[[Progress], None] = lambda _progress: None
 
-    def start(self, source: SlideSource) -> _Job:
+    def start(self, job: _Job) -> None:
         """Open a slide and let the finder begin, unless its count is there."""
-        job = _Job(source, SlideResult(source.slide_id))
+        source = job.source
         with self._noting_failure(job):
             slide = job.opened.enter_context(open_slide(source.path, source.mpp))
             region = read_region(source.region) if source.region else None
@@ -175,7 +176,6 @@ class _Run:
             else:
                 self.results.forget(source.slide_id)
                 job.started = start_slide(slide, self.model, self.config, region, self.find)
-        return job
 
     def finish(self, job: _Job) -> SlideResult:
         """Write what came of a slide."""

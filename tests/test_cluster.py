@@ -231,16 +231,17 @@ def test_a_worker_that_sees_other_folders_says_so(order, tmp_path):
     ("raised", "error", "complaint"),
     [
         (distributed.KilledWorker("task", None, 3), SlideError, r"c\.png: 4 workers ended"),
-        (CancelledError(), ClusterError, r"The cluster failed .*c\.png \(CancelledError: "),
+        (CancelledError("gone"), ClusterError, r"The cluster failed .*c\.png \(CancelledError: gone\)"),
         (distributed.comm.CommClosedError("gone"), ClusterError, "CommClosedError: gone.* the same command"),
         (ModuleNotFoundError("No module named 'mitosis'"), ClusterError, "on every worker"),
         (SlideError("worn out"), SlideError, "^worn out$"),
     ],
 )
 def test_what_goes_wrong_on_a_cluster_is_an_error_of_ours(slides, model, monkeypatch, raised, error, complaint):
-    def as_completed(*_, **__):
+    def as_completed(futures, **_):
+        if isinstance(raised, CancelledError):
+            yield futures[0], raised  # so it is with dask
         raise raised
-        yield
 
     client = Client()
     monkeypatch.setattr(distributed, "as_completed", as_completed)
@@ -250,6 +251,17 @@ def test_what_goes_wrong_on_a_cluster_is_an_error_of_ours(slides, model, monkeyp
         with pytest.raises(error, match=complaint):
             finish_slide(started, "c", model, CONFIG)
     assert client.cancelled == len(client.orders) > 0
+
+
+def test_a_scheduler_that_is_lost_between_two_slides_ends_the_run(slides, model, tmp_path):
+    def submit(*_, **__):
+        raise distributed.client.ClosedClientError("Client is closed.")
+
+    results = count_slides(
+        find_sources([slides]), model, tmp_path, CONFIG, find=room.Cluster(SimpleNamespace(submit=submit)).find
+    )
+    with pytest.raises(ClusterError, match=r"a\.tif \(ClosedClientError: Client is closed\.\)"):
+        next(results)
 
 
 def test_an_error_of_a_worker_fails_its_slide_and_stops_no_other(cluster, slides, model, whole, tmp_path, monkeypatch):
