@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, ModelName, Mpp, Set, Workers
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +22,16 @@ __all__ = ["count"]
 
 
 def count(
-    model: ModelName,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)],
     slides: Annotated[
         list[Path] | None,
         typer.Argument(
             help="Slide files, folders that hold them, or patterns such as 'slides/*.svs'.", show_default=False
         ),
     ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Folder of a model, or the name of one that mitosis models lists.")
+    ] = "default",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("results"),
     manifest: Annotated[
         Path | None,
         typer.Option("--manifest", help="CSV with the columns slide, case, domain, mpp, roi instead of SLIDES."),
@@ -72,7 +74,7 @@ def count(
 
     Exit code: 0 all well, 1 a slide failed, 3 finished but parts of a slide could not be read, 2 wrong usage.
 
-    Example: mitosis count slide.svs --model run --out results
+    Example: mitosis count slide.svs
     """
     if (manifest is None) == (not slides):
         raise typer.BadParameter("name either SLIDES or a --manifest")
