@@ -269,7 +269,7 @@ def _model_row(
     for fold in folds:
         left_out = _aperio_of(patches, FOLDS[fold])
         if left_out.patches:
-            network, _ = load_model(release / fold / "both")
+            network, _ = load_model(release / fold / _first_stage(release))
             pixels += model_pixels(network, left_out, config, counted)
     return model_row(pixels, evaluate(aperio, threshold).pooled)
 
