@@ -165,5 +165,7 @@ def _candidates(
     found = merge(concatenate(parts), slide.mpp, config.merge_um)
     if card is None or model.second is None or not len(found):
         return found, bad_tiles
-    found = verify(slide, found, model.second, card.settings, started.stain, views=config.views)
+    found = verify(
+        slide, found, model.second, card.settings, started.stain, views=max(config.views, card.settings.views)
+    )
     return found[found.score >= config.score_floor], bad_tiles

@@ -161,7 +161,9 @@ def _probabilities(
     parts = [np.empty(0)]
     for start in range(0, len(found), 256):
         crops = np.stack([candidates.crop(candidate) for candidate in found[start : start + 256]])
-        parts.append(score_crops(second, centre(crops, config.verifier.crop), config.count.views))
+        parts.append(
+            score_crops(second, centre(crops, config.verifier.crop), max(config.count.views, config.verifier.views))
+        )
     return np.concatenate(parts)
 
 

@@ -22,6 +22,9 @@ from mitosis.errors import ConfigError, ModelError, PatchIndexError
 from mitosis.inference import Model, count_slide
 from mitosis.second_stage import add_second_stage, folds_of
 from mitosis.slides import open_slide
+from mitosis.stain import measure_stain
+from mitosis.tissue import find_tissue
+from mitosis.verification import verify
 
 QUICK = {"width": 4, "crop": 32, "mpp": MPP, "steps": 40, "batch_size": 16, "augment": 0.2, "shift": 2}
 CONFIG = Config.model_validate({"verifier": {**QUICK, "learning_rate": 0.01, "folds": 2}})
@@ -125,6 +128,22 @@ def test_a_count_with_the_second_stage_and_without(fields, made):
     }
     counted = both.candidates[both.candidates.score >= both.report.threshold]
     assert {min(np.hypot(*np.subtract(place, mark)) for mark in marked) < 5 for place in counted.xy.tolist()} == {True}
+
+
+def test_a_card_may_ask_for_several_views_of_each_candidate(fields, made, tmp_path):
+    folder, card, _ = made
+    shutil.copytree(folder / "both", tmp_path / "turned")
+    settings = card.verifier.settings.model_copy(update={"views": 8})
+    turned = card.model_copy(update={"verifier": card.verifier.model_copy(update={"settings": settings})})
+    (tmp_path / "turned" / "model.json").write_text(turned.model_dump_json())
+    first = count(fields, folder / "both", verify=False, score_floor=settings.score_floor).candidates
+    with open_slide(fields / "D01.png") as slide:
+        model = Model.load(tmp_path / "turned")
+        stain = measure_stain(slide, find_tissue(slide), card.mpp) if card.network.normalise_stain else None
+        expected = verify(slide, first, model.second, settings, stain, views=8)
+    found = count(fields, tmp_path / "turned").candidates
+    np.testing.assert_array_equal(found.score, expected[expected.score >= CONFIG.count.score_floor].score)
+    assert not np.array_equal(found.score, count(fields, folder / "both").candidates.score)
 
 
 def test_the_unbiased_count_has_a_threshold_of_its_own(fields, made):
