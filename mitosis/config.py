@@ -65,8 +65,7 @@ class NetworkConfig(_Section):
     expansion: Annotated[int, Field(ge=1, le=8)] = 4
     """Hidden channels of an inverted block for each that goes out; MobileNetV2 has 6, fewer where it is small."""
     normalise_stain: bool = True
-    """Bring each slide to the same stain levels before the network sees it; not for images of a few hundred px, whose
-    levels say what is on them rather than how they are stained."""
+    """Bring each slide to usual stain levels; not for images of a few hundred px, whose levels say what is on them."""
 
 
 class TrainConfig(_Section):
@@ -168,11 +167,12 @@ class VerifierConfig(_Section):
     """Decay of the moving average of the weights, a step."""
     smote: bool = False
     """Learn the last layer anew on the features of all candidates, the rarer classes filled up by SMOTE."""
+    views: Literal[1, 4, 8] = 1
+    """Turned (4) and mirrored (8) views of each candidate whose mean is taken; `count.views` may ask for more."""
     combine: Literal["replace", "geometric"] = "geometric"
     """Final score: the probability of a mitotic figure, or its geometric mean with the score of the first stage."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Where no slide is of a validation case, thresholds come from so many parts of the training cases, each scored by
-    a classifier that learned from the others."""
+    """Without validation slides thresholds come from so many parts of the training cases, each scored by the rest."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
 
@@ -193,9 +193,9 @@ class VerifierConfig(_Section):
 class CountConfig(_Section):
     """How a slide is counted."""
 
-    tile_size: Annotated[int, Field(ge=128, le=8192)] = 512
+    tile_size: Annotated[int, Field(ge=128, le=8192)] = 1024
     """Side of a tile's window, px at the model's µm/px. The detections do not depend on it."""
-    batch_size: Count = 4
+    batch_size: Count = 1
     workers: Annotated[int, Field(ge=0)] = 1
     """Threads that read tiles ahead of the network."""
     engine: str = "auto"
@@ -212,8 +212,8 @@ class CountConfig(_Section):
     verify: bool = True
     """Let the second stage of the model, if it has one, give each candidate its final score."""
     verify_floor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Candidates to which the first stage gives a lower score are not looked at again, and not reported; None takes the
-    floor with which the second stage was trained. `score_floor` is then one of final scores."""
+    """Least score of the first stage to be looked at again (and reported); None takes the floor of training the second
+    stage. `score_floor` is then one of final scores."""
     merge_um: Positive = 13.0
     """Of two candidates closer than this one is kept: the plates of a telophase are up to 12.2 µm apart (the joined
     segments of MITOS 2012), and 16 of 2,538 marked figures (0.6 %) of three data sets have a neighbour so close."""
