@@ -3,8 +3,8 @@
 Example: python scripts/train_release.py DATA --out release
 
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
-figures of four scanners). The crops only serve to see whether figures of other scanners are found, unless ``--crops``
-is given: they hold next to nothing but figures, so a network learns to tell crops from fields. The settings are those
+figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
+nothing but figures, so a network learns to tell crops from fields. The second learns from some. The settings are those
 of release.yaml beside this file. The cases are dealt into folds; for each fold, and once for all cases together, a
 first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes on learning
 with its false positives before). What is left out of a fold is then predicted, and all that is reported, thresholds
@@ -16,6 +16,7 @@ share the work.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from release_report import FIELDS, Quality, read_stage
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
-from mitosis.checkpoints import load_model, load_verifier, save_model, save_verifier
+from mitosis.checkpoints import ModelCard, load_model, load_verifier, save_model, save_verifier
 from mitosis.cohort import SlideSource, find_sources, read_manifest
 from mitosis.config import Config, load_config
 from mitosis.evaluation import MaskOverlap, calibration_rows, evaluate
@@ -47,6 +48,9 @@ FOLDS = {"a": ("00", "03", "10"), "b": ("01", "05", "11"), "c": ("02", "04", "12
 
 VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 """Training wants to validate on something that nothing is chosen by; crops are the least loss."""
+
+CROPS_EVERY = 3
+"""The second stage learns from every so manieth slide of crops."""
 
 TUNE = (
     "train.steps=1500",
@@ -151,10 +155,20 @@ class Fold:
             first = self._train("tuned", more, self.tune, start=first)
         both = self.out / "both"
         if not (both / "model.json").exists():
-            candidates = collect_candidates(seen, self._model(first), self.out / "candidates", self.config)
+            crops = self._some_crops()
+            model = self._model(first)
+            model = replace(model, card=_learning_from(model.card, {slide.case_id for slide in crops}))
+            candidates = collect_candidates(
+                [*seen, *(slide for slide in crops if slide not in seen)], model, self.out / "candidates", self.config
+            )
             add_second_stage(first, candidates, both, self.config, on_step=self._report)
         self._predict(first)
         self._predict(both)
+
+    def _some_crops(self) -> list[SlideSource]:
+        """Slides of crops for the second stage: of all that there are, figures of fields would be drowned in them."""
+        crops = [slide for slide in self.data.slides["amibr"] if slide.case_id not in {*self.cases, *VALIDATION}]
+        return crops[::CROPS_EVERY]
 
     def _train(self, name: str, patches: PatchIndex, config: Config, start: Path | None = None) -> Path:
         out = self.out / name
@@ -199,6 +213,11 @@ class Fold:
         write_json(path, rows)
 
 
+def _learning_from(card: ModelCard, cases: set[str]) -> ModelCard:
+    """A card that lists further cases to learn from."""
+    return card.model_copy(update={"training": card.training | {"cases": sorted({*card.training["cases"], *cases})}})
+
+
 def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str]) -> Path:
     """The model of all cases with the thresholds and the figures of those that `folds` left out, in float16."""
     source, out = release / "all" / "both", make_folder(release / "default")
@@ -223,7 +242,8 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
         }
     )
     # Digits for cases would be taken for those of a user's slides.
-    cases = [f"MITOS {case}" if case.isdigit() else case for case in card.training["cases"]]
+    learned = sorted({*card.training["cases"], *card.verifier.training["cases"]})
+    cases = [f"MITOS {case}" if case.isdigit() else case for case in learned]
     changes = {
         "threshold": alone["threshold"],
         "count_threshold": alone["count_threshold"],
@@ -287,7 +307,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", nargs="+", choices=list(FOLDS), default=list(FOLDS), metavar="FOLD")
-    parser.add_argument("--crops", action="store_true", help="learn from the crops too, which did not pay")
+    parser.add_argument(
+        "--crops", action="store_true", help="let the first stage learn from the crops too, which did not pay"
+    )
     parser.add_argument("--mine", action="store_true", help="mine false positives first, which did not pay either")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     return parser.parse_args()

@@ -100,6 +100,10 @@ def test_no_model_of_a_fold_has_seen_what_it_left_out(released: Path) -> None:
     assert {"00", "03"} <= left_out
     assert not left_out & set(card.training["cases"])
     assert card.training["cases"] == ["01", "02", "05", "12"]
+    assert card.verifier is not None
+    crops = {case for case in card.verifier.training["cases"] if not case.isdigit()}
+    assert crops
+    assert not crops & {*left_out, *train_release.VALIDATION}
 
 
 @pytest.mark.slow
