@@ -1,12 +1,13 @@
 """Tiles of a slide through the network: a model ready to run, and what it finds in any set of tiles."""
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from mitosis.config import CountConfig
 from mitosis.detections import Detections, concatenate, find_peaks, reach_px
 from mitosis.engines import Engine, average_views, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError
-from mitosis.geometry import Tile, grid_dimensions, tile_grid
+from mitosis.geometry import Box, Tile, grid_dimensions
 from mitosis.runtime import choose_device, versions
 from mitosis.slides import BadTile, Slide, read_at_mpp
 from mitosis.stain import StainLevels
@@ -24,7 +25,10 @@ from mitosis.tissue import TissueMask
 from mitosis.unet import UNet
 from mitosis.verifier import Verifier
 
-__all__ = ["Finder", "Found", "Model", "check_tile_size", "find_in_tiles", "tiles_on"]
+__all__ = ["Finder", "Found", "Model", "check_tile_size", "find_in_tiles", "read_ahead", "tiles_on"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,34 @@ def _margin(model: Model) -> int:
 
 
 def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Tile, ...]:
-    """The tiles of the slide's grid that tissue reaches, row by row."""
-    mpp, reach, ratio = model.card.mpp, reach_px(model.card.mpp), model.card.mpp / tissue.slide_mpp
-    dimensions = grid_dimensions(tissue.dimensions, tissue.slide_mpp, mpp)
-    return tuple(
-        tile
-        for tile in tile_grid(dimensions, mpp, config.tile_size, _margin(model))
-        if tissue.area_mm2_in([edge * ratio for edge in tile.core.grown(reach)]) > 0
-    )
+    """Tiles whose cores hold all tissue and what lies within `reach_px` of it, no place twice; row by row.
+
+    A row of tiles begins where there is tissue again below the one before, and a tile where there is tissue again to
+    the right of the one before: so fewer are needed than of a grid from the slide's corner. Corners of cores are
+    multiples of the network's stride. Windows are no larger than the slide needs.
+    """
+    mpp, margin, stride = model.card.mpp, _margin(model), model.stride
+    width, height = grid_dimensions(tissue.dimensions, tissue.slide_mpp, mpp)
+    size = min(config.tile_size, -(-max(width, height) // stride) * stride + 2 * margin)
+    side, reach, ratio = size - 2 * margin, reach_px(mpp), tissue.mpp / mpp
+
+    def starts(used: NDArray[np.bool_], end: int) -> Iterator[int]:
+        """Where to begin a core, px, for cores up to `end` to hold the used rows or columns of the mask."""
+        held = 0  # all before it is in a core, or not used
+        for place in np.flatnonzero(used).tolist():
+            first, last = int(place * ratio) - reach, min(math.ceil((place + 1) * ratio) + reach, end)
+            while held < last:
+                start = max(held, first // stride * stride)
+                yield start
+                held = start + side
+
+    tiles = []
+    for y in starts(np.logical_or.reduce(tissue.mask, axis=1), height):
+        rows = slice(max(0, int((y - reach) / ratio)), math.ceil((y + side + reach) / ratio))
+        for x in starts(np.logical_or.reduce(tissue.mask[rows], axis=0), width):
+            window = Box(x - margin, y - margin, x + side + margin, y + side + margin)
+            tiles.append(Tile(window, Box(x, y, min(x + side, width), min(y + side, height)), mpp))
+    return tuple(tiles)
 
 
 def find_in_tiles(
@@ -144,38 +168,53 @@ def find_in_tiles(
     """Run the network over tiles, batch by batch: the `Finder` of this process.
 
     Each tile's window holds its core, what peaks need around it (`reach_px`) and what the network needs around that, so
-    the pieces together are the same for every tile size.
+    the pieces together are the same for every tile size. While the network works on a batch, threads read the next one
+    and look for the peaks of the last one.
     """
     mpp, reach, margin = model.card.mpp, reach_px(model.card.mpp), _margin(model)
-    inner = slice(margin - reach, config.tile_size - margin + reach)
+    inner = slice(margin - reach, reach - margin or None)
     engine = average_views(model.engine, config.views)
-    for batch, images in _read_ahead(slide, tiles, config, stain):
+
+    def search(seen: tuple[list[Tile], NDArray[np.float32]]) -> Found:
         parts = []
-        for tile, probability in zip(batch, engine(images), strict=True):
+        for tile, probability in zip(*seen, strict=True):
             window = tile.window.grown(reach - margin)
             parts.append(find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor))
-        yield Found(len(batch), concatenate(parts))
+        return Found(len(seen[0]), concatenate(parts))
+
+    batches = read_ahead(slide, tiles, config, stain)
+    yield from _in_threads(search, ((batch, engine(images)) for batch, images in batches), min(config.workers, 1))
 
 
-def _read_ahead(
+def read_ahead(
     slide: Slide, tiles: Sequence[Tile], config: CountConfig, stain: StainLevels | None
 ) -> Iterator[tuple[list[Tile], NDArray[np.uint8]]]:
-    """Batches of tiles and their pixels, uint8 [B, size, size, 3], read by threads while the network works."""
+    """Batches of tiles and their pixels, uint8 [B, size, size, 3], read by `workers` threads, a batch ahead each.
+
+    Parameters
+    ----------
+    stain : StainLevels or None
+        The slide's, to bring it to the usual ones.
+    """
     size = config.batch_size
-    batches = [list(tiles[start : start + size]) for start in range(0, len(tiles), size)]
+    batches = (list(tiles[start : start + size]) for start in range(0, len(tiles), size))
 
-    def read(batch: list[Tile]) -> NDArray[np.uint8]:
+    def read(batch: list[Tile]) -> tuple[list[Tile], NDArray[np.uint8]]:
         images = np.stack([read_at_mpp(slide, tile.window, tile.mpp) for tile in batch])
-        return stain.normalise(images) if stain else images
+        return batch, stain.normalise(images) if stain else images
 
-    if not config.workers:
-        yield from ((batch, read(batch)) for batch in batches)
+    return _in_threads(read, batches, config.workers)
+
+
+def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], n: int) -> Iterator[Result]:
+    """What `work` makes of each item, in order, by `n` threads that are up to `n` items ahead; with 0 by the caller."""
+    if not n:
+        yield from map(work, items)
         return
-    with ThreadPoolExecutor(config.workers) as pool:
-        waiting: deque[tuple[list[Tile], Future[NDArray[np.uint8]]]] = deque()
-        for batch in batches:
-            waiting.append((batch, pool.submit(read, batch)))
-            if len(waiting) > config.workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        yield from ((done, future.result()) for done, future in waiting)
+    with ThreadPoolExecutor(n) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > n:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)

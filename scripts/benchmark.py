@@ -5,9 +5,11 @@ Usage: python scripts/benchmark.py read [--slide FILE] [--json]
        python scripts/benchmark.py evaluate [--detections N] [--json]
        python scripts/benchmark.py hotspot [--json]
        python scripts/benchmark.py network [--json]
+       python scripts/benchmark.py slide [--side N | --sides N N ...] [--cache FOLDER] [--model MODEL] [--json]
 
 Figures are medians over rounds in which the contenders take turns on fresh work, as CPU time of the process, so a busy
-machine disturbs the ratios little. A benchmark is a function and a line in `BENCHMARKS`.
+machine disturbs the ratios little; only `slide` gives wall times too, for which the machine must be idle. A benchmark
+is a function and a line in `BENCHMARKS`.
 """
 
 import argparse
@@ -16,8 +18,8 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,6 +29,8 @@ import openslide
 import simplejpeg
 import tifffile
 import torch
+from benchmark_figure import Figure
+from benchmark_slide import benchmark_slide
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
@@ -55,7 +59,8 @@ from mitosis.unet import UNet
 __all__ = ["BENCHMARKS", "Figure", "main", "write_example_slide"]
 
 ROUNDS = 5
-EVALUATE_ROUNDS = 3
+EVALUATE_ROUNDS = SLIDE_ROUNDS = 3
+READ_SIDE, SLIDE_SIDE = 8192, 20_000
 REGION, N_REGIONS = 512, 60
 HALVED_MPP = (0.25, 0.2456)  # a whole number of half-size pixels, and none
 N_PATCHES, N_STEPS = 48, 6
@@ -65,24 +70,13 @@ PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 RIVAL = "plain U-Net of width 16 and depth 4 at 0.25 µm/px"
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured value beside its baseline; `ratio` is how many times better it is."""
-
-    name: str
-    value: float
-    unit: str
-    baseline: float
-    ratio: float
-
-
 def read(arguments: argparse.Namespace) -> list[Figure]:
     """Time to read a JPEG slide, against OpenSlide and against nothing but decoding the same tiles.
 
     Then at 0.5 µm/px, where tiles are decoded at half size, against the same reading with tiles decoded in full.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.slide or write_example_slide(Path(folder) / "example.svs", arguments.side)
+        path = arguments.slide or write_example_slide(Path(folder) / "example.svs", arguments.side or READ_SIDE)
         with open_slide(path, mpp=0.25) as slide:
             figures = [
                 *_read_figures("tiles in order", slide, _tiles_in_order(slide)),
@@ -366,6 +360,12 @@ def _tile_seconds(networks: Mapping[str, _Contender], precision: Literal["float3
     return {name: value / count.batch_size for name, value in seconds.items()}
 
 
+def slide(arguments: argparse.Namespace) -> Iterator[Figure]:
+    """Time and memory from a slide's file to its count; see `benchmark_slide`."""
+    sides = arguments.sides or [arguments.side or SLIDE_SIDE]
+    return benchmark_slide(sides, arguments.cache, arguments.model, load_config().count, SLIDE_ROUNDS)
+
+
 class _RawTiles:
     """Complete JPEG streams of a slide's level 0, ready to decode."""
 
@@ -459,12 +459,13 @@ def _stained_noise(side: int) -> NDArray[np.uint8]:
     return rounded
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterable[Figure]]] = {
     "evaluate": evaluate,
     "hotspot": hotspot,
     "load": load,
     "network": network,
     "read": read,
+    "slide": slide,
 }
 
 
@@ -474,7 +475,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="one JSON object a figure")
     parser.add_argument("--slide", type=Path, help="read: a slide of JPEG tiles instead of the drawn one")
-    parser.add_argument("--side", type=int, default=8192, help="read: side of the drawn slide in px")
+    parser.add_argument(
+        "--side", type=int, help=f"read, slide: side of the drawn slide in px ({READ_SIDE}, {SLIDE_SIDE})"
+    )
+    parser.add_argument("--sides", type=int, nargs="+", help="slide: several, to see whether memory grows")
+    parser.add_argument("--cache", type=Path, help="slide: a folder that keeps the drawn slides for the next time")
+    parser.add_argument("--model", help="slide: name or folder of a model instead of the shipped one or a random one")
     parser.add_argument("--patches", type=Path, help="load: a folder of patches instead of sample_patches/")
     parser.add_argument("--detections", type=int, default=1_000_000, help="evaluate: how many")
     parsed = parser.parse_args(arguments)
@@ -483,7 +489,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(asdict(figure)))
         else:
             print(
-                f"{figure.name:<50} {figure.value:>8.2f} {figure.unit:<11} {figure.baseline:>8.2f} x{figure.ratio:.2f}"
+                f"{figure.name:<50} {figure.value:>8.2f} {figure.unit:<11} {figure.baseline:>8.2f} x{figure.ratio:.2f}",
+                flush=True,
             )
 
 

@@ -6,13 +6,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import benchmark_slide
+import large_slides
 import numpy as np
 import pytest
 from conftest import busy_network, save_network
 
-from mitosis.config import load_config
+from mitosis.config import CountConfig, load_config
+from mitosis.inference import count_slide
 from mitosis.matching import PROTOCOLS
 from mitosis.slides import open_slide
+from mitosis.slides.tiff import TiffSlide
+from mitosis.tile_search import Model
+from mitosis.tissue import find_tissue
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 
@@ -139,3 +145,101 @@ def test_pixels_that_differ_stop_the_benchmark(script: dict[str, Any]) -> None:
     script["_check_pixels"](grey, grey + 1)
     with pytest.raises(SystemExit, match="differ from OpenSlide's by 2"):
         script["_check_pixels"](grey, grey + 2)
+
+
+@pytest.fixture
+def small_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_slides, "FIELD_PX", 512)
+
+
+@pytest.mark.usefixtures("small_field")
+def test_a_large_slide_is_a_pyramid_with_a_known_share_of_tissue(tmp_path: Path) -> None:
+    path = large_slides.write_large_slide(tmp_path / "new", 2600)
+    with open_slide(path) as slide:
+        assert isinstance(slide, TiffSlide)
+        assert slide.level_dimensions == ((2600, 2600), (650, 650))
+        assert slide.mpp == 0.25
+        assert slide.reductions(0) == (2, 4, 8)  # tiles of JPEG that can be decoded smaller
+        share = find_tissue(slide).area_mm2 / 0.65**2
+        fine = slide.read_region((0, 0), 0, (2600, 2600)).reshape(650, 4, 650, 4, 3).mean(axis=(1, 3))
+        assert np.abs(fine - slide.read_region((0, 0), 1, (650, 650))).mean() < 3  # both levels show the same
+    assert share == pytest.approx(large_slides.TISSUE_SHARE, abs=0.08)  # it is made of 11 x 11 tiles
+    before = path.stat().st_mtime_ns
+    assert large_slides.write_large_slide(tmp_path / "new", 2600) == path
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("small_field")
+def test_slide_sets_the_whole_beside_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("TILINGS", ((256, 2), (384, 1))),
+        ("N_SAMPLE", 2),
+        ("count_apart", benchmark_slide._count_here),
+        ("shipped_models", list),
+    ):
+        monkeypatch.setattr(benchmark_slide, name, value)
+    config = CountConfig(tile_size=256, engine="torch", hotspot_mm2=0.01)
+    figures = list(benchmark_slide.benchmark_slide([512, 768], tmp_path, None, config, 1))
+    stages = [
+        f"{stage}, {what}"
+        for stage in ("one stage", "two stages")
+        for what in (
+            "against the slower of both",
+            "CPU time against that of both",
+            "time a mm² of tissue",
+            "a slide of 150 mm² of tissue",
+        )
+    ]
+    tilings = ["tiles of 256 px, 2 at once", "tiles of 384 px, 1 at once"]
+    by_name = {figure.name: figure for figure in figures}
+    assert list(by_name) == [
+        "reading alone, against the network alone",
+        *stages,
+        *[f"{tiling}{what}" for tiling in tilings for what in ("", ", peak memory")],
+        *[name for name in by_name if name.startswith("slide of ")],
+    ]
+    assert [name.split(",")[0] for name in by_name][-4:] == ["slide of 512 px"] * 2 + ["slide of 768 px"] * 2
+    for figure in figures:
+        assert figure.value > 0
+        assert figure.ratio == pytest.approx(figure.baseline / figure.value)
+    alone = by_name["reading alone, against the network alone"]
+    assert by_name[stages[0]].baseline == by_name[stages[4]].baseline == max(alone.value, alone.baseline)
+    assert by_name[stages[3]].value == pytest.approx(by_name[stages[2]].value * 150 / 60)
+    assert by_name[tilings[0]].ratio == 1  # the baseline itself
+    assert by_name["slide of 512 px, peak memory"].ratio == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"512.tif", "768.tif"}
+
+
+@pytest.mark.usefixtures("small_field")
+def test_a_random_model_finds_about_as_much_as_was_asked_for(tmp_path: Path) -> None:
+    path, folder = large_slides.write_large_slide(tmp_path, 1500), tmp_path / "model"
+    card = benchmark_slide.save_random_model(folder, path)
+    assert card.verifier is not None
+    config = CountConfig(verify=False, engine="torch")
+    with open_slide(path) as slide:
+        counted = count_slide(slide, "drawn", Model.load(folder, config), config)
+    per_mm2 = len(counted.candidates) / counted.tissue.area_mm2
+    assert benchmark_slide.CANDIDATES_PER_MM2 / 3 < per_mm2 < benchmark_slide.CANDIDATES_PER_MM2 * 3
+    assert 0 < counted.report.mitotic_count < len(counted.candidates)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_field")
+def test_memory_is_that_of_a_process_that_does_nothing_else(tmp_path: Path, model_folder: Path) -> None:
+    path = large_slides.write_large_slide(tmp_path, 1024)
+    held = np.ones(100_000_000)  # 800 MB of this process are not its child's
+    count = benchmark_slide.count_apart(path, model_folder, CountConfig(tile_size=128, engine="torch"))
+    assert 50 < count.peak_mb < 700 + benchmark_slide._peak_mb() - held.nbytes / 1e6
+    assert count.cpu_s > 0 < count.wall_s
+    assert count.tissue_mm2 == pytest.approx(0.065 * large_slides.TISSUE_SHARE, rel=0.5)
+
+
+def test_slide_takes_its_sides_from_the_command_line(
+    script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setitem(script["main"].__globals__, "benchmark_slide", lambda *given: asked.append(given) or [])
+    script["main"](["slide", "--sides", "600", "700", "--cache", str(tmp_path), "--model", "mine"])
+    script["main"](["slide"])
+    assert [given[:3] for given in asked] == [([600, 700], tmp_path, "mine"), ([20_000], None, None)]
+    assert capsys.readouterr().out == ""

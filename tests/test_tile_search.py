@@ -1,0 +1,117 @@
+"""Which tiles a slide's tissue needs, and the order in which threads hand on what they did."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitosis.config import CountConfig
+from mitosis.detections import reach_px
+from mitosis.geometry import grid_dimensions
+from mitosis.tile_search import _in_threads, tiles_on
+from mitosis.tissue import TissueMask
+
+STRIDE, MARGIN = 4, 6  # of the network
+
+
+def model(mpp):
+    return SimpleNamespace(card=SimpleNamespace(mpp=mpp), stride=STRIDE, margin=MARGIN)
+
+
+def mask_of(pixels, dimensions, slide_mpp=0.25):
+    return TissueMask(pixels, 8.0, slide_mpp, dimensions)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    share=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
+    dimensions=st.tuples(st.integers(33, 700), st.integers(33, 700)),
+    mpp=st.sampled_from([0.5, 0.3, 1.0]),
+    tile_size=st.sampled_from([128, 192, 1024]),
+)
+def test_each_place_near_tissue_is_in_one_core(seed, share, dimensions, mpp, tile_size):
+    width, height = grid_dimensions(dimensions, 0.25, 8.0)
+    tissue = mask_of(np.random.default_rng(seed).random((height, width)) < share, dimensions)
+    tiles = tiles_on(tissue, model(mpp), CountConfig(tile_size=tile_size))
+    columns, rows = grid_dimensions(dimensions, 0.25, mpp)
+    times = np.zeros((rows, columns), int)
+    for tile in tiles:
+        x0, y0, x1, y1 = tile.core
+        assert 0 <= x0 < x1 <= columns
+        assert 0 <= y0 < y1 <= rows
+        assert x0 % STRIDE == y0 % STRIDE == 0
+        times[y0:y1, x0:x1] += 1
+    assert times.max() <= 1
+    reach, ratio = reach_px(mpp), 8.0 / mpp
+    for i, j in np.argwhere(tissue.mask).tolist():
+        top, left = (max(0, int(place * ratio) - reach) for place in (i, j))
+        bottom, right = (int(np.ceil((place + 1) * ratio)) + reach for place in (i, j))
+        assert times[top:bottom, left:right].all()
+    assert bool(tiles) == bool(tissue.mask.any())
+
+
+@given(seed=st.integers(0, 2**32 - 1), tile_size=st.sampled_from([128, 192, 1024]))
+def test_windows_surround_cores_by_the_same_margin_and_have_one_size(seed, tile_size):
+    tissue = mask_of(np.random.default_rng(seed).random((10, 10)) < 0.2, (320, 320))
+    tiles = tiles_on(tissue, model(0.5), CountConfig(tile_size=tile_size))
+    sizes = {tile.window.size for tile in tiles}
+    assert len(sizes) <= 1
+    for size in sizes:
+        assert size[0] == size[1] <= tile_size
+        assert size[0] % STRIDE == 0
+    for tile in tiles:
+        margin = tile.core.x0 - tile.window.x0
+        assert margin == tile.core.y0 - tile.window.y0 >= MARGIN + reach_px(0.5)
+        assert min(tile.window.x1 - tile.core.x1, tile.window.y1 - tile.core.y1) >= margin
+
+
+def test_a_small_slide_takes_no_more_than_it_needs():
+    (tile,) = tiles_on(mask_of(np.ones((4, 4), bool), (128, 128)), model(0.5), CountConfig(tile_size=1024))
+    assert tile.core == (0, 0, 64, 64)
+    assert tile.window.size == (64 + 2 * 24, 64 + 2 * 24)  # 17 px for peaks and 6 for the network, in blocks of 4
+
+
+def test_tiles_begin_where_tissue_does():
+    """Two islands of a core's width each, off the grid: two tiles, where a grid from the corner needs eight."""
+    pixels = np.zeros((40, 40), bool)
+    pixels[5:8, 3:6] = pixels[25:28, 30:33] = True
+    tiles = tiles_on(mask_of(pixels, (1280, 1280)), model(0.5), CountConfig(tile_size=136))
+    assert [(tile.core.x0, tile.core.y0) for tile in tiles] == [(28, 60), (460, 380)]  # 17 px before, in blocks of 4
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_threads_keep_the_order_and_run_a_little_ahead(n):
+    asked, barrier = [], threading.Event()
+
+    def items():
+        for item in range(10):
+            asked.append(item)
+            yield item
+
+    def work(item):
+        if item == 0 and n > 1:
+            barrier.wait(10)  # the first is done last
+        elif item == 1:
+            barrier.set()
+        return item * item
+
+    done = _in_threads(work, items(), n)
+    assert next(done) == 0
+    assert len(asked) == n + 1
+    assert list(done) == [item * item for item in range(1, 10)]
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_what_fails_in_a_thread_is_raised(n):
+    def work(item):
+        if item == 3:
+            raise ValueError("item 3")
+        return item
+
+    done = _in_threads(work, range(10), n)
+    assert [next(done) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="item 3"):
+        next(done)
