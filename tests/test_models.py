@@ -1,6 +1,7 @@
 """Models that come with the package: found by name, listed from their cards, inside a wheel."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from test_cli import expect_error, run
 
 import mitosis.models
 from mitosis.checkpoints import ModelCard, load_model, save_model
-from mitosis.config import NetworkConfig
+from mitosis.config import CountConfig, NetworkConfig
 from mitosis.cost import network_cost
 from mitosis.engines import torch_engine
 from mitosis.errors import ModelError
+from mitosis.inference import Model, count_slide
 from mitosis.models import find_model, shipped_models
+from mitosis.slides import open_slide
+from mitosis.synthetic import write_phantom
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -122,6 +126,53 @@ def test_every_model_that_is_shipped_loads():
         _, card = load_model(model.folder)
         assert (card.mpp, card.threshold > 0) == (model.mpp, True)
         assert model.size_bytes <= 4 * 2**20
+
+
+def test_the_default_model_says_how_good_it_is_where_it_has_not_learned():
+    _, card = load_model(find_model("default"))
+    assert card.verifier is not None
+    both = card.verifier.validation["both_stages"]
+    low, high = both["f1_interval"]
+    assert low <= both["f1"] <= high
+    assert set(both["scanners"]) == {"aperio", "hamamatsu"}
+    assert "esearch" in card.description
+    assert "esearch" in card.intended_use
+    never, dark, own = card.verifier.validation["beside_detectors_that_know_nothing"]
+    assert never["pixel_accuracy"] > 0.999 > dark["pixel_accuracy"]
+    assert never["detection_f1"] == 0 < dark["detection_f1"] < own["detection_f1"]
+
+
+def test_the_default_model_has_an_interval_for_a_count_at_either_threshold():
+    _, card = load_model(find_model("default"))
+    for objective in ("f1", "count"):
+        threshold = card.threshold_for(objective, verified=True)
+        assert card.calibration_at(threshold, verified=True)
+
+
+def test_no_place_of_a_machine_is_in_a_shipped_card():
+    for model in shipped_models():
+        text = (model.folder / "model.json").read_text(encoding="utf-8")
+        assert not re.search(r'"(/|~|[A-Za-z]:\\)', text)
+
+
+def test_the_readme_says_what_the_card_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, card = load_model(find_model("default"))
+    both = card.verifier.validation["both_stages"]
+    assert f"| {both['f1']:.2f} ({both['f1_interval'][0]:.2f}–{both['f1_interval'][1]:.2f}) |" in readme
+
+
+@pytest.mark.slow
+def test_the_default_model_counts_the_same_for_any_tile_size(tmp_path):
+    write_phantom(tmp_path / "phantom.tif", 3, (1600, 1200), density_per_mm2=50)
+    found = []
+    for tile_size in (256, 512):
+        config = CountConfig(tile_size=tile_size, engine="torch")
+        with open_slide(tmp_path / "phantom.tif") as slide:
+            found.append(count_slide(slide, "phantom", Model.load(find_model("default"), config), config).candidates)
+    assert len(found[0])
+    np.testing.assert_array_equal(found[0].xy, found[1].xy)
+    np.testing.assert_allclose(found[0].score, found[1].score, atol=1e-4)
 
 
 def test_a_card_from_before_there_were_blocks_is_one_of_plain_ones(weights):
