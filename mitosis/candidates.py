@@ -235,7 +235,7 @@ class _Cutter:
             )
             for row, place in enumerate(keep.tolist())
         ]
-        area_mm2 = counted.report.tissue_mm2
+        area_mm2 = counted.tissue.area_mm2
         note = CandidateSlide(source.case_id, split, key["source_sha256"], mpp, figures.tolist(), len(keep), area_mm2)
         return candidates, note
 

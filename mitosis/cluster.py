@@ -37,7 +37,7 @@ __all__ = ["AHEAD", "TILES", "Cluster", "open_cluster"]
 AHEAD = 2
 """Slides to start while one is waited for, so that workers have work while its report is written."""
 
-TILES = 64
+TILES = 16
 """Tiles of a region; some seconds of work, so that its way to a worker and back does not show."""
 
 RETRIES = 2

@@ -304,7 +304,6 @@ def test_the_help_names_every_verb():
         ("extract", "a.svs", "--manifest", "m.csv", "--out", "x"),
         ("extract", "a.svs"),
         ("train", "patches"),
-        ("count", "a.svs", "--out", "x"),
         ("count", "--model", "m", "--out", "x"),
         ("count", "a.svs", "--manifest", "m.csv", "--model", "m", "--out", "x"),
         ("count", "a.svs", "--model", "m", "--out", "x", "--workers", "-1"),
