@@ -15,7 +15,7 @@ CHECKS = {
     "types": ["mypy"],
     "floors": ["importlinter.cli", "lint"],
     "sample patches": ["scripts/make_sample_patches.py", "--check"],
-    "tests": ["pytest"],
+    "tests": ["pytest", "-n", "auto", "--dist", "worksteal"],
 }
 
 
