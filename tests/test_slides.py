@@ -412,13 +412,19 @@ KINDS: dict[str, tuple[NDArray[Any], dict[str, Any], NDArray[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_kind_of_tiff_becomes_rgb(tmp_path: Path, kind: str) -> None:
+def write_kind(path: Path, kind: str) -> NDArray[Any]:
+    """Write the TIFF of this kind; gives what it shows."""
     image, options, expected = KINDS[kind]
     options = {"photometric": "rgb", "tile": (64, 48), "metadata": None, **options}
     file = {key: options.pop(key) for key in ("byteorder", "bigtiff") if key in options}
-    with tifffile.TiffWriter(tmp_path / "a.tif", **file) as writer:
+    with tifffile.TiffWriter(path, **file) as writer:
         writer.write(image, **options)
+    return np.asarray(expected)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_of_tiff_becomes_rgb(tmp_path: Path, kind: str) -> None:
+    expected = write_kind(tmp_path / "a.tif", kind)
     with TiffSlide(tmp_path / "a.tif", 0.25) as slide:
         assert slide.dimensions == (300, 200)
         np.testing.assert_allclose(whole(slide), expected, atol=0.51)
@@ -1321,11 +1327,7 @@ def test_a_reduced_tile_that_was_never_scanned_is_white_but_not_bad(tmp_path: Pa
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_what_is_no_jpeg_is_read_in_full(tmp_path: Path, kind: str) -> None:
-    image, options, expected = KINDS[kind]
-    options = {"photometric": "rgb", "tile": (64, 48), "metadata": None, **options}
-    file = {key: options.pop(key) for key in ("byteorder", "bigtiff") if key in options}
-    with tifffile.TiffWriter(tmp_path / "a.tif", **file) as writer:
-        writer.write(image, **options)
+    expected = write_kind(tmp_path / "a.tif", kind)
     with TiffSlide(tmp_path / "a.tif", 0.25) as slide:
         assert slide.reductions(0) == ()
         np.testing.assert_allclose(thumbnail(slide, 0.5), area_average(np.rint(expected), 2), atol=1.01)
