@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mitosis.augment import augment
 from mitosis.config import NetworkConfig, TrainConfig
-from mitosis.domains import Donors, mix_amplitudes, resample, rescan, vary_colours, window_side
+from mitosis.domains import FOURIER, RESOLUTION, Donors, as_scanned, mix_amplitudes, resample, stream, window_side
 from mitosis.masks import MITOTIC_FIGURE, NON_MITOTIC_FIGURE
 from mitosis.minority import FigureBank, interpolate, paste
 from mitosis.patches import MITOTIC, Patch, PatchIndex
@@ -24,9 +24,6 @@ __all__ = ["Item", "PatchDataset", "load_batches"]
 
 # A figure or look-alike chosen for a crop lies at least this far inside it where the patch allows, px.
 _FIGURE_MARGIN = 16
-
-# Each setting draws from a stream of its own: one that is switched on leaves the draws of the others as they are.
-_RESOLUTION, _FOURIER, _COLOUR, _SCANNER = range(1, 5)
 
 PASTED, INTERPOLATED = "pasted", "interpolated"
 
@@ -73,22 +70,18 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             mask[mask == NON_MITOTIC_FIGURE] = 0
         image = self._normalised(image, patch)
         if config.fourier_share:
-            image = self._mixed(image, draw.row, _stream(seed, _FOURIER))
+            image = self._mixed(image, draw.row, stream(seed, FOURIER))
         has_figure = kind in (MITOTIC, PASTED, INTERPOLATED)
         strength = config.augment_figure if has_figure else config.augment_others
         strength = min(1.0, strength + draw.repeat * config.augment_per_repeat)
         image, mask = augment(image, mask, strength, seed)
-        if config.colour_jitter:
-            image = vary_colours(image, config.colour_jitter, _stream(seed, _COLOUR))
-        if config.scanner_jitter:
-            image = rescan(image, config.scanner_jitter, _stream(seed, _SCANNER))
-        return Item(image, mask, kind)
+        return Item(as_scanned(image, config, seed), mask, kind)
 
     def _cut(self, draw: Draw, patch: Patch, seed: int) -> Item:
         """The crop at its µm/px, with what was pasted into it at the µm/px of its figures."""
         config, side = self.config, self.config.crop
         if config.resolution_jitter:
-            side = window_side(side, config.resolution_jitter, _stream(seed, _RESOLUTION))
+            side = window_side(side, config.resolution_jitter, stream(seed, RESOLUTION))
         image, mask = self.index.read_image(patch), self.index.read_mask(patch)
         item = Item(*_crop(image, mask, side, config.seed, draw), patch.kind)
         if patch.kind != MITOTIC and self.bank:
@@ -122,10 +115,6 @@ def _seed(*numbers: int) -> int:
     """32 bits that change with every number given."""
     text = ",".join(map(str, numbers))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
-
-
-def _stream(seed: int, setting: int) -> np.random.Generator:
-    return np.random.default_rng([seed, setting])
 
 
 def _crop(

@@ -15,12 +15,27 @@ import scipy.fft
 import simplejpeg
 from numpy.typing import NDArray
 
+from mitosis.config import JitterConfig
 from mitosis.stain import DENSITY
 
-__all__ = ["Donors", "mix_amplitudes", "resample", "rescan", "vary_colours", "window_side"]
+__all__ = [
+    "FOURIER",
+    "RESOLUTION",
+    "Donors",
+    "as_scanned",
+    "mix_amplitudes",
+    "resample",
+    "rescan",
+    "stream",
+    "vary_colours",
+    "window_side",
+]
 
 Pixels = NDArray[np.uint8]
 Mask = Pixels | NDArray[np.float32]
+
+# Each setting draws from a stream of its own: one that is switched on leaves the draws of the others as they are.
+RESOLUTION, FOURIER, _COLOUR, _SCANNER = range(1, 5)
 
 _TISSUE = np.clip(DENSITY / 0.2, 0, 1)[np.newaxis]
 """What share of a change each grey level takes: glass none of it, tissue from a density of 0.2 on all of it."""
@@ -32,6 +47,20 @@ _MAX_FACTOR = 2.0
 _BLUR, _SHARPEN, _NOISE, _QUALITY = 1.2, 1.5, 8.0, (95, 40)
 _CHANCE, _SUBSAMPLINGS = 0.5, ("420", "422", "444")
 _MCU = 16  # side of the largest unit that JPEG compresses as one, px
+
+
+def stream(seed: int, setting: int) -> np.random.Generator:
+    """What a setting draws from for the patch with this seed."""
+    return np.random.default_rng([seed, setting])
+
+
+def as_scanned(image: Pixels, settings: JitterConfig, seed: int) -> Pixels:
+    """The image with colours and traces of another scanner, as far as the settings ask for them."""
+    if settings.colour_jitter:
+        image = vary_colours(image, settings.colour_jitter, stream(seed, _COLOUR))
+    if settings.scanner_jitter:
+        image = rescan(image, settings.scanner_jitter, stream(seed, _SCANNER))
+    return image
 
 
 def window_side(crop: int, jitter: float, rng: np.random.Generator) -> int:

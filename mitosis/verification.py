@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,19 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mitosis.augment import augment
+from mitosis.candidate_batches import candidate_batches
 from mitosis.config import VerifierConfig
-from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, CandidateSet, centre, read_crops
+from mitosis.crops import CLASSES, FIGURE, CandidateSet, centre, read_crops
 from mitosis.detections import SCORE_STEPS, Detections
 from mitosis.engines import Engine, average_views, to_input
-from mitosis.errors import ModelError, PatchIndexError
+from mitosis.errors import ModelError
 from mitosis.rebalance import refit_head
 from mitosis.runtime import choose_device, choose_dtype
 from mitosis.slides import Slide
 from mitosis.stain import StainLevels
-from mitosis.verifier import Verifier
+from mitosis.verifier import Classifier, Verifier
 
-__all__ = ["combine_scores", "draws", "score_crops", "train_verifier", "verify"]
+__all__ = ["combine_scores", "score_crops", "train_verifier", "verify"]
 
 _BATCH = 64
 _WARMUP = 0.05
@@ -118,12 +119,12 @@ def train_verifier(
     settings: VerifierConfig,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> Verifier:
-    """Train a classifier on candidates; gives the moving average of its weights.
+    """Train each member on candidates, with a seed of its own; gives the moving averages of their weights.
 
     Parameters
     ----------
     on_step : callable
-        Told (step, loss) after each step.
+        Told (step, loss) after each step; the steps of the members are counted on.
 
     Raises
     ------
@@ -132,10 +133,25 @@ def train_verifier(
     ModelError
         Loss or gradients stay non-finite.
     """
-    batches = _batches(candidates, settings)
-    device = choose_device()
+    verifier = Verifier.from_config(settings).eval()
+    for number in range(settings.members):
+        own = settings.model_copy(update={"seed": settings.seed + number})
+        verifier.members[number] = _train_member(candidates, own, partial(_count_on, on_step, number * settings.steps))
+    return verifier
+
+
+def _count_on(on_step: Callable[[int, float], None], done: int, step: int, loss: float) -> None:
+    on_step(done + step, loss)
+
+
+def _train_member(
+    candidates: CandidateSet, settings: VerifierConfig, on_step: Callable[[int, float], None]
+) -> Classifier:
+    batches, device = candidate_batches(candidates, settings), choose_device()
     torch.manual_seed(settings.seed)
-    network: Verifier = Verifier.from_config(settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no memory_format
+    network: Classifier = Classifier(settings.width, settings.crop, settings.transformer).to(  # type: ignore[call-overload]  # torch types no memory_format
+        device=device, memory_format=torch.channels_last
+    )
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     skipped = 0
@@ -159,7 +175,7 @@ def train_verifier(
 
 
 @torch.no_grad()
-def _rebalance(network: Verifier, candidates: CandidateSet, settings: VerifierConfig) -> None:
+def _rebalance(network: Classifier, candidates: CandidateSet, settings: VerifierConfig) -> None:
     """Learn the last layer anew on the features of all labelled candidates, as they are, filled up by SMOTE."""
     rows = [candidate for candidate in candidates.candidates if candidate.label in CLASSES]
     device, features = next(network.parameters()).device, []
@@ -172,7 +188,7 @@ def _rebalance(network: Verifier, candidates: CandidateSet, settings: VerifierCo
 
 
 def _step(
-    network: Verifier, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, settings: VerifierConfig
+    network: Classifier, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, settings: VerifierConfig
 ) -> float:
     """One step; gives its loss, NaN if it was left out."""
     dtype = choose_dtype(settings.precision, images.device)
@@ -205,68 +221,3 @@ def _learning_rate(step: int, settings: VerifierConfig) -> float:
     if step <= warmup:
         return settings.learning_rate * step / warmup
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
-
-
-def _batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Crops uint8 [B, side, side, 3] and classes int64 [B] of each step."""
-    labels = np.array([candidate.label for candidate in candidates.candidates])
-    pools = {name: np.flatnonzero(labels == name) for name in CLASSES}
-    if not len(pools[FIGURE]) or len(pools[FIGURE]) == sum(map(len, pools.values())):
-        missing = "nothing but mitotic figures" if len(pools[FIGURE]) else "no mitotic figure"
-        raise PatchIndexError(
-            f"{candidates.folder}: {missing} among the candidates, so there is nothing to tell apart. "
-            "Add marked slides, or lower verifier.score_floor."
-        )
-    return (_load(candidates, batch, settings) for batch in draws(pools, settings))
-
-
-def _load(
-    candidates: CandidateSet, batch: Sequence[tuple[int, int]], settings: VerifierConfig
-) -> tuple[Tensor, Tensor]:
-    chosen = [candidates.candidates[row] for row, _ in batch]
-    images = [
-        _item(candidates.crop(candidate), settings, row, time)
-        for candidate, (row, time) in zip(chosen, batch, strict=True)
-    ]
-    labels = [CLASSES.index(candidate.label) for candidate in chosen]
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
-
-
-def _item(crop: NDArray[np.uint8], settings: VerifierConfig, row: int, time: int) -> NDArray[np.uint8]:
-    """A crop as the network sees it; what it is depends on (seed, row, time) alone."""
-    rng = np.random.default_rng([settings.seed, row, time])
-    seed = int(rng.integers(2**32))
-    turned, _ = augment(crop, np.zeros(crop.shape[:2], np.uint8), settings.augment, seed)
-    shift = min(settings.shift, (len(crop) - settings.crop) // 2)
-    x, y = rng.integers(-shift, shift + 1, 2).tolist()
-    return centre(np.roll(turned, (y, x), axis=(0, 1)), settings.crop)
-
-
-def draws(pools: dict[str, NDArray[np.int64]], settings: VerifierConfig) -> Iterator[list[tuple[int, int]]]:
-    """Which candidates each step shows, as (row, how often it was shown before).
-
-    Each class is gone through in an order of its own, drawn anew each time it is through, so that no candidate is
-    shown twice before all others of its class were. Look-alikes and others stand in for each other where there is
-    none of one.
-    """
-    n_figures = round(settings.figure_share * settings.batch_size)
-    n_look_alikes = min(round(settings.look_alike_share * settings.batch_size), settings.batch_size - n_figures)
-    if not len(pools[LOOK_ALIKE]):
-        n_look_alikes = 0
-    elif not len(pools[OTHER]):
-        n_look_alikes = settings.batch_size - n_figures
-    n_others = settings.batch_size - n_figures - n_look_alikes
-    numbers = {FIGURE: n_figures, LOOK_ALIKE: n_look_alikes, OTHER: n_others}
-    orders = {
-        name: _rounds(pools[name], [settings.seed, CLASSES.index(name)]) for name, number in numbers.items() if number
-    }
-    for _ in range(settings.steps):
-        yield [next(order) for name, order in orders.items() for _ in range(numbers[name])]
-
-
-def _rounds(rows: NDArray[np.int64], seed: list[int]) -> Iterator[tuple[int, int]]:
-    time = 0
-    while True:
-        order = np.random.default_rng([*seed, time]).permutation(rows)
-        yield from ((row, time) for row in order.tolist())
-        time += 1

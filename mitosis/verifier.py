@@ -1,4 +1,4 @@
-"""The second network: a small residual classifier of the square round a candidate."""
+"""The second stage: small residual classifiers of the square round a candidate."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mitosis.config import VerifierConfig
 
-__all__ = ["SpatialTransformer", "Verifier"]
+__all__ = ["Classifier", "SpatialTransformer", "Verifier"]
 
 N_CLASSES = 3
 
@@ -81,7 +81,7 @@ class SpatialTransformer(nn.Module):
             return functional.grid_sample(images, grid, align_corners=False)
 
 
-class Verifier(nn.Module):
+class Classifier(nn.Module):
     """Residual network of three blocks: other, mitotic figure or non-mitotic figure.
 
     The mean over all places that it ends with makes it indifferent to small shifts. Batch normalisation uses fixed
@@ -107,11 +107,6 @@ class Verifier(nn.Module):
         self.last = nn.Linear(4 * width, N_CLASSES)
         self.dropout = nn.Dropout(0.2)
 
-    @classmethod
-    def from_config(cls, config: VerifierConfig) -> "Verifier":
-        """The network that the settings describe, with fresh weights."""
-        return cls(config.width, config.crop, config.transformer)
-
     def features(self, images: Tensor) -> Tensor:
         """What the last layer decides by, [B, 4 width], of images [B, 3, side, side]."""
         x: Tensor = self.blocks(self.stem(self.transformer(images)))
@@ -121,3 +116,29 @@ class Verifier(nn.Module):
         """Logits [B, 3] of images [B, 3, side, side]."""
         logits: Tensor = self.last(self.dropout(self.features(images)))
         return logits
+
+
+class Verifier(nn.Module):
+    """One `Classifier`, or several that learned apart and are asked together.
+
+    Parameters
+    ----------
+    width, side, transformer
+        Of each, as in `Classifier`.
+    members : int
+        How many there are.
+    """
+
+    def __init__(self, width: int = 24, side: int = 64, transformer: bool = False, members: int = 1) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(Classifier(width, side, transformer) for _ in range(members))
+
+    @classmethod
+    def from_config(cls, config: VerifierConfig) -> "Verifier":
+        """The network that the settings describe, with fresh weights."""
+        return cls(config.width, config.crop, config.transformer, config.members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 3] of images [B, 3, side, side]: their softmax is the mean of the members' probabilities."""
+        each = torch.stack([member(images).log_softmax(dim=1) for member in self.members])
+        return each.logsumexp(dim=0) - math.log(len(self.members))

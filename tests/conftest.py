@@ -10,9 +10,11 @@ import tifffile
 from hypothesis import settings
 from PIL import Image
 
+from mitosis import crops
 from mitosis.cohort import find_sources
-from mitosis.config import Config, ExtractConfig, NetworkConfig
+from mitosis.config import Config, ExtractConfig, NetworkConfig, VerifierConfig
 from mitosis.extraction import extract_patches
+from mitosis.files import make_folder
 from mitosis.geometry import Box
 from mitosis.patches import PatchIndex
 from mitosis.slides import Slide, paste
@@ -240,3 +242,43 @@ def _darkness_network():
         network.head.weight[1, 0] = 20.0
         network.head.bias[0] = 12.0
     return network
+
+
+QUICK_VERIFIER = VerifierConfig(
+    width=4, crop=32, mpp=MPP, steps=40, batch_size=16, augment=0.2, shift=2, learning_rate=0.01
+)
+
+
+def verifier_settings(**changes):
+    return VerifierConfig.model_validate(QUICK_VERIFIER.model_dump() | changes)
+
+
+def draw_round_and_square(round_places, square_places, seed=0):
+    """Dark spots of one area and colour that differ in shape alone."""
+    image = draw_field(round_places, seed=seed, radius=9.0)
+    for x, y in square_places:
+        image[int(y) - 8 : int(y) + 8, int(x) - 8 : int(x) + 8] = FIGURE
+    return image
+
+
+def spots_slide(seed, n=8):
+    places = np.array(random_places(2 * n, seed, border=24, apart=40))
+    return ArraySlide(draw_round_and_square(places[:n], places[n:], seed)), places
+
+
+def candidate_set(folder, labels=(crops.FIGURE, crops.OTHER), seeds=(1, 2, 3)):
+    """Round spots under the first label and square ones under the second."""
+    make_folder(folder / "crops")
+    candidates, slides = [], {}
+    for seed in seeds:
+        slide, places = spots_slide(seed)
+        crops.save_crops(
+            folder, f"S{seed}", crops.read_crops(slide, places, MPP, crops.crop_side(QUICK_VERIFIER.crop), None)
+        )
+        slides[f"S{seed}"] = crops.CandidateSlide(f"S{seed}", "train", "", MPP, places[:8].tolist(), len(places), 1.0)
+        for row, (x, y) in enumerate(places.tolist()):
+            candidates.append(
+                crops.Candidate(f"S{seed}", f"S{seed}", "", "", row, x, y, 0.5, labels[row >= 8], True),
+            )
+    crops.save_table(folder, candidates, slides, {})
+    return crops.CandidateSet.read(folder)

@@ -9,7 +9,7 @@ from conftest import draw_field
 
 from mitosis.config import VerifierConfig
 from mitosis.engines import to_input
-from mitosis.verifier import SpatialTransformer, Verifier
+from mitosis.verifier import Classifier, SpatialTransformer, Verifier
 
 
 def crops(n=4, side=64):
@@ -35,7 +35,7 @@ def test_it_is_small_and_gives_a_logit_a_class():
 @pytest.mark.parametrize("side", [16, 32, 64, 72])
 @pytest.mark.parametrize("transformer", [False, True])
 def test_crops_of_other_sizes_fit(side, transformer):
-    network = Verifier(2, side, transformer).eval()
+    network = Classifier(2, side, transformer).eval()
     assert torch.isfinite(network(crops(2, side))).all()
 
 
@@ -44,7 +44,7 @@ def test_the_transformer_begins_as_the_identity():
     turned = SpatialTransformer(64)(images)
     assert torch.allclose(turned, images, atol=1e-5)
     torch.manual_seed(0)
-    plain, moved = Verifier(4).eval(), Verifier(4, transformer=True).eval()
+    plain, moved = Classifier(4).eval(), Classifier(4, transformer=True).eval()
     moved.load_state_dict(plain.state_dict(), strict=False)
     assert torch.allclose(moved(images), plain(images), atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_scaling_looks_at_more_or_less():
 
 
 def test_the_transformer_learns():
-    network = Verifier(2, transformer=True).train()
+    network = Classifier(2, transformer=True).train()
     network(crops()).sum().backward()
     assert network.transformer.head.bias.grad.abs().max() > 0
 
@@ -101,3 +101,13 @@ def test_a_crop_gets_the_same_in_any_batch(transformer):
     alone = torch.cat([network(image[None]) for image in images])
     assert torch.allclose(together, alone, atol=1e-5)
     assert together.std(dim=0).max() > 2e-3
+
+
+def test_several_are_asked_for_the_mean_of_their_probabilities():
+    torch.manual_seed(0)
+    together = Verifier(4, members=3).eval()
+    images = crops(2)
+    each = torch.stack([member(images).softmax(dim=1) for member in together.members])
+    assert torch.allclose(together(images).softmax(dim=1), each.mean(dim=0), atol=1e-6)
+    assert each.std(dim=0).max() > 1e-3  # they are different networks
+    assert n_parameters(together) == 3 * n_parameters(Verifier(4))

@@ -50,7 +50,7 @@ def verify(
     from rich.progress import Progress
 
     with Progress(transient=True) as progress:
-        task = progress.add_task("second stage", total=chosen.verifier.steps)
+        task = progress.add_task("second stage", total=chosen.verifier.steps * chosen.verifier.members)
         card = add_second_stage(
             first,
             candidates,

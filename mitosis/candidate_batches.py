@@ -1,0 +1,118 @@
+"""Candidates as the second stage sees them while it learns: which, how often, and changed how."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mitosis.augment import augment
+from mitosis.config import VerifierConfig
+from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, CandidateSet, centre
+from mitosis.domains import FOURIER, RESOLUTION, Donors, as_scanned, mix_amplitudes, resample, stream, window_side
+from mitosis.errors import PatchIndexError
+
+__all__ = ["candidate_batches", "draws"]
+
+
+def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """Crops uint8 [B, side, side, 3] and classes int64 [B] of each step.
+
+    Raises
+    ------
+    PatchIndexError
+        There is no figure among the candidates, or nothing else.
+    """
+    labels = np.array([candidate.label for candidate in candidates.candidates])
+    pools = {name: np.flatnonzero(labels == name) for name in CLASSES}
+    if not len(pools[FIGURE]) or len(pools[FIGURE]) == sum(map(len, pools.values())):
+        missing = "nothing but mitotic figures" if len(pools[FIGURE]) else "no mitotic figure"
+        raise PatchIndexError(
+            f"{candidates.folder}: {missing} among the candidates, so there is nothing to tell apart. "
+            "Add marked slides, or lower verifier.score_floor."
+        )
+    shown = _Shown(candidates, settings)
+    return (shown.batch(rows) for rows in draws(pools, settings))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Candidates, and the settings that they are changed by."""
+
+    candidates: CandidateSet
+    settings: VerifierConfig
+
+    def batch(self, draws: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """The crops of some (row, how often it was shown before), and what they are."""
+        labels = [CLASSES.index(self.candidates.candidates[row].label) for row, _ in draws]
+        images = np.stack([self._item(row, time) for row, time in draws])
+        return torch.from_numpy(images), torch.tensor(labels)
+
+    def _item(self, row: int, time: int) -> NDArray[np.uint8]:
+        """A crop as the network sees it; what it is depends on (seed, row, time) alone."""
+        settings = self.settings
+        rng = np.random.default_rng([settings.seed, row, time])
+        seed = int(rng.integers(2**32))
+        crop = self._mixed(self._rescaled(self._crop(row), seed), row, seed)
+        turned, _ = augment(crop, np.zeros(crop.shape[:2], np.uint8), settings.augment, seed)
+        shift = min(settings.shift, (len(crop) - settings.crop) // 2)
+        x, y = rng.integers(-shift, shift + 1, 2).tolist()
+        return as_scanned(centre(np.roll(turned, (y, x), axis=(0, 1)), settings.crop), settings, seed)
+
+    def _crop(self, row: int) -> NDArray[np.uint8]:
+        return self.candidates.crop(self.candidates.candidates[row])
+
+    def _rescaled(self, crop: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        """The middle of a crop as if scanned at another µm/px: of one size, whatever was drawn."""
+        jitter = self.settings.resolution_jitter
+        if not jitter:
+            return crop
+        side = int(len(crop) / (1 + jitter))
+        window = centre(crop, window_side(side, jitter, stream(seed, RESOLUTION)))
+        return resample(window, np.zeros(window.shape[:2], np.uint8), side)[0]
+
+    def _mixed(self, crop: NDArray[np.uint8], row: int, seed: int) -> NDArray[np.uint8]:
+        """The crop with amplitudes of one of another case, as often as the settings say."""
+        rng = stream(seed, FOURIER)
+        if rng.random() >= self.settings.fourier_share:
+            return crop
+        donor = centre(self._crop(self._donors.choose(row, rng)), len(crop))
+        return mix_amplitudes(crop, donor, rng.random(), self.settings.fourier_beta)
+
+    @cached_property
+    def _donors(self) -> Donors:
+        cases = tuple(candidate.case_id for candidate in self.candidates.candidates)
+        return Donors(("",) * len(cases), cases)
+
+
+def draws(pools: dict[str, NDArray[np.int64]], settings: VerifierConfig) -> Iterator[list[tuple[int, int]]]:
+    """Which candidates each step shows, as (row, how often it was shown before).
+
+    Each class is gone through in an order of its own, drawn anew each time it is through, so that no candidate is
+    shown twice before all others of its class were. Look-alikes and others stand in for each other where there is
+    none of one.
+    """
+    n_figures = round(settings.figure_share * settings.batch_size)
+    n_look_alikes = min(round(settings.look_alike_share * settings.batch_size), settings.batch_size - n_figures)
+    if not len(pools[LOOK_ALIKE]):
+        n_look_alikes = 0
+    elif not len(pools[OTHER]):
+        n_look_alikes = settings.batch_size - n_figures
+    n_others = settings.batch_size - n_figures - n_look_alikes
+    numbers = {FIGURE: n_figures, LOOK_ALIKE: n_look_alikes, OTHER: n_others}
+    orders = {
+        name: _rounds(pools[name], [settings.seed, CLASSES.index(name)]) for name, number in numbers.items() if number
+    }
+    for _ in range(settings.steps):
+        yield [next(order) for name, order in orders.items() for _ in range(numbers[name])]
+
+
+def _rounds(rows: NDArray[np.int64], seed: list[int]) -> Iterator[tuple[int, int]]:
+    time = 0
+    while True:
+        order = np.random.default_rng([*seed, time]).permutation(rows)
+        yield from ((row, time) for row in order.tolist())
+        time += 1

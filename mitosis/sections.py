@@ -1,0 +1,175 @@
+"""Settings of what learns: the networks of both stages and their training."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "Count",
+    "Fraction",
+    "JitterConfig",
+    "Mpp",
+    "NetworkConfig",
+    "Positive",
+    "Section",
+    "TrainConfig",
+    "VerifierConfig",
+]
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+HalfWidth = Annotated[float, Field(ge=0, le=0.5)]
+Count = Annotated[int, Field(ge=1)]
+Mpp = Annotated[float, Field(ge=0.05, le=4)]
+
+
+class Section(BaseModel):
+    """Part of the settings: cannot be changed, and knows no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NetworkConfig(Section):
+    """The U-Net."""
+
+    width: Annotated[int, Field(ge=1, le=256)] = 16
+    """Channels of the first level; each level down doubles them."""
+    depth: Annotated[int, Field(ge=1, le=6)] = 3
+    """How often the picture is halved."""
+    classes: Literal[2, 3] = 2
+    """2: background, mitotic figure. 3: non-mitotic figure as a class of its own."""
+    block: Literal["plain", "separable", "inverted"] = "plain"
+    """Two a level: 3x3 convolutions, depthwise and pointwise ones (MobileNet) or inverted residuals (MobileNetV2)."""
+    expansion: Annotated[int, Field(ge=1, le=8)] = 4
+    """Hidden channels of an inverted block for each that goes out; MobileNetV2 has 6, fewer where it is small."""
+    normalise_stain: bool = True
+    """Bring each slide to usual stain levels; not for images of a few hundred px, whose levels say what is on them."""
+
+
+class JitterConfig(Section):
+    """Other scanners and laboratories, as `mitosis.domains` draws them, whatever the class; all off."""
+
+    resolution_jitter: HalfWidth = 0.0
+    """A crop is resampled as if scanned at its µm/px times 1 ± this: 0.2 makes 0.20 to 0.30 of 0.25."""
+    fourier_share: Fraction = 0.0
+    """Share of the patches whose slow amplitudes are mixed with those of a patch of another domain (else case)."""
+    fourier_beta: Annotated[float, Field(ge=0, le=0.1)] = 0.01
+    """Amplitudes are mixed up to this many periods a px; 0 is the mean colour alone. From 0.03 on the waves are as
+    short as a nucleus is wide, and colours flicker."""
+    colour_jitter: HalfWidth = 0.0
+    """Gamma of red, green and blue, each by itself, is 1 ± this, and gain 1 ± half of it."""
+    scanner_jitter: Fraction = 0.0
+    """Strength of the traces of a scanner, each on half of the patches: blur, noise, sharpening, JPEG; up to 1."""
+
+
+class TrainConfig(JitterConfig):
+    """How the network learns."""
+
+    steps: Count = 3000
+    batch_size: Count = 16
+    crop: Annotated[int, Field(ge=16, le=4096)] = 192
+    """Side of the square cut out of a patch for a batch, px; a multiple of 2 ** network depth."""
+    sampler: str = "oversample"
+    figure_share: Fraction = 0.5
+    """Share of a batch that holds a mitotic figure (samplers `oversample`, `undersample…`, `combined`)."""
+    mix: tuple[Fraction, Fraction, Fraction] = (0.5, 0.25, 0.25)
+    """Shares of a batch with a figure, with a look-alike only, and with neither (sampler `mix`); their sum is 1."""
+    augment_figure: Fraction = 0.0
+    """Strength of augmentation of a patch with a figure the first time an epoch shows it; 0 light, 1 heaviest."""
+    augment_others: Fraction = 0.0
+    """Strength of augmentation of all other patches."""
+    augment_per_repeat: Fraction = 0.0
+    """How much the strength rises with each further time an epoch shows a patch, up to 1."""
+    paste_share: Fraction = 0.0
+    """Share of the patches without a figure into which one from another patch is pasted."""
+    smote_share: Fraction = 0.0
+    """Share of the patches without a figure into which a figure between two others is pasted (SMOTE)."""
+    loss: str = "dice+ce"
+    class_weighting: Literal["inverse", "effective", "none"] = "inverse"
+    """Weight of a class: the inverse of its frequency or of its effective number of nuclei, or 1."""
+    max_class_weight: Positive = 20.0
+    """Cap of a class weight, as a multiple of the background's."""
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """Decay of the moving average of the weights, a step."""
+    validate_every: Count = 250
+    """Steps between two looks at the validation cases; the training state is saved then."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` takes bfloat16 where the processor multiplies in it."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load patches; 0 takes a thread of the training process. The result does not depend on it."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be fewer than steps ({self.steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if abs(sum(self.mix) - 1) > 1e-6 or not self.mix[0]:
+            raise ValueError(f"mix ({', '.join(map(str, self.mix))}) must begin with more than 0 and add up to 1")
+        if self.paste_share + self.smote_share > 1:
+            raise ValueError(f"paste_share + smote_share ({self.paste_share + self.smote_share:g}) must not exceed 1")
+        return self
+
+
+class VerifierConfig(JitterConfig):
+    """The second stage: a classifier that looks again at each candidate, and how it learns.
+
+    Lengths in px are px at `mpp`.
+    """
+
+    width: Annotated[int, Field(ge=1, le=128)] = 24
+    """Channels of the first stage of blocks; the next two double them."""
+    transformer: bool = False
+    """Let the network turn, move and scale the crop before it looks (spatial transformer)."""
+    mpp: Mpp = 0.25
+    crop: Annotated[int, Field(ge=16, le=256, multiple_of=8)] = 64
+    """Side of the square round a candidate, px; 64 px of 0.25 µm are 16 µm, a cell and a little around it."""
+    score_floor: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Least score of the first stage of a candidate to learn from."""
+    max_per_slide: Count = 4000
+    """Of each training slide those with the highest scores are kept."""
+    members: Annotated[int, Field(ge=1, le=9)] = 1
+    """Networks that learn by themselves, from `seed` on; the mean of their probabilities is what counts."""
+    steps: Count = 600
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    figure_share: Annotated[float, Field(gt=0, lt=1)] = 0.34
+    """Share of a batch that is mitotic figures."""
+    look_alike_share: Annotated[float, Field(ge=0, lt=1)] = 0.33
+    """Share of a batch that is marked look-alikes, where there are any; the rest is other candidates."""
+    augment: Fraction = 0.3
+    """Strength of augmentation, the same for all: were it heavier for figures, blur and noise would tell them."""
+    shift: Annotated[int, Field(ge=0, le=32)] = 5
+    """A crop is moved by up to this many px in x and in y, as a candidate may lie beside its nucleus."""
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the moving average of the weights, a step."""
+    smote: bool = False
+    """Learn the last layer anew on the features of all candidates, the rarer classes filled up by SMOTE."""
+    views: Literal[1, 4, 8] = 1
+    """Turned (4) and mirrored (8) views of each candidate whose mean is taken; `count.views` may ask for more."""
+    combine: Literal["replace", "geometric"] = "geometric"
+    """Final score: the probability of a mitotic figure, or its geometric mean with the score of the first stage."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Without validation slides thresholds come from so many parts of the training cases, each scored by the rest."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> Self:
+        if self.figure_share + self.look_alike_share > 1:
+            raise ValueError(
+                f"figure_share + look_alike_share ({self.figure_share + self.look_alike_share:g}) must not exceed 1"
+            )
+        if not 1 <= round(self.figure_share * self.batch_size) < self.batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) leaves no room for figures and others with a figure_share of "
+                f"{self.figure_share:g}"
+            )
+        return self

@@ -1,0 +1,121 @@
+"""What the second stage is shown: shares, order, and each crop with a stream of its own."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import MPP, QUICK_VERIFIER, candidate_set, spots_slide, verifier_settings
+
+from mitosis import candidate_batches as module
+from mitosis.candidate_batches import candidate_batches, draws
+from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, crop_side, read_crops
+
+
+def pools(n_figures=3, n_look_alikes=5, n_others=11):
+    ends = np.cumsum([n_figures, n_look_alikes, n_others])
+    parts = np.split(np.arange(ends[-1]), ends[:-1])
+    return dict(zip((FIGURE, LOOK_ALIKE, OTHER), parts, strict=True))
+
+
+def numbers_of(batch, pool):
+    return tuple(sum(row in pool[name] for row, _ in batch) for name in (FIGURE, LOOK_ALIKE, OTHER))
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [(pools(), (5, 5, 6)), (pools(n_look_alikes=0), (5, 0, 11)), (pools(n_others=0), (5, 11, 0))],
+)
+def test_shares_are_kept_and_one_kind_stands_in_for_the_other(pool, expected):
+    batches = list(draws(pool, verifier_settings(steps=4)))
+    assert len(batches) == 4
+    assert {numbers_of(batch, pool) for batch in batches} == {expected}
+
+
+def test_nothing_is_shown_again_before_all_of_its_class_were():
+    pool = pools()
+    shown = [draw for batch in draws(pool, verifier_settings(steps=30)) for draw in batch]
+    assert len(set(shown)) == len(shown)
+    for rows in pool.values():
+        times = [time for row, time in shown if row in rows]
+        assert times == sorted(times)
+        for time in range(max(times)):
+            assert sorted(row for row, when in shown if row in rows and when == time) == rows.tolist()
+    orders = [[row for row, when in shown if row in pool[OTHER] and when == time] for time in range(3)]
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+def test_an_item_has_a_stream_of_its_own(tmp_path, monkeypatch):
+    seeds = []
+
+    def spy(image, mask, strength, seed):
+        seeds.append((seed, strength))
+        return image, mask
+
+    monkeypatch.setattr("mitosis.candidate_batches.augment", spy)
+    list(candidate_batches(candidate_set(tmp_path), verifier_settings(steps=12)))
+    assert len({seed for seed, _ in seeds}) == len(seeds) == 12 * 16
+    assert {strength for _, strength in seeds} == {QUICK_VERIFIER.augment}
+
+
+def test_crops_of_the_index_are_cut_to_the_middle(tmp_path, monkeypatch):
+    """Without augmentation and shift the network learns from just what it will be shown."""
+    monkeypatch.setattr(module, "augment", lambda image, mask, *_: (image, mask))
+    seen = candidate_batches(candidate_set(tmp_path, seeds=(1,)), verifier_settings(shift=0, steps=2))
+    slide, places = spots_slide(1)
+    expected = read_crops(slide, places, MPP, QUICK_VERIFIER.crop, None)
+    for images, labels in seen:
+        for image, label in zip(images.numpy(), labels.tolist(), strict=True):
+            rows = expected[:8] if label == 1 else expected[8:]
+            assert any(np.array_equal(image, crop) for crop in rows)
+
+
+JITTERS = {"resolution_jitter": 0.2, "fourier_share": 1.0, "colour_jitter": 0.2, "scanner_jitter": 1.0}
+
+
+def shown(candidates, **changes):
+    """The crops of two steps, and what they are."""
+    settings = verifier_settings(**{"steps": 2, "augment": 0.0, "shift": 0, "fourier_beta": 0.1} | changes)
+    images, labels = zip(*candidate_batches(candidates, settings), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+@pytest.mark.parametrize("name", JITTERS)
+def test_each_jitter_changes_what_is_shown_and_nothing_else(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "augment", lambda image, mask, *_: (image, mask))
+    candidates = candidate_set(tmp_path)
+    plain, labels = shown(candidates)
+    changed, same_labels = shown(candidates, **{name: JITTERS[name]})
+    again, _ = shown(candidates, **{name: JITTERS[name]})
+    assert changed.shape == plain.shape
+    assert np.array_equal(changed, again)
+    assert np.array_equal(labels, same_labels)
+    differ = [not np.array_equal(a, b) for a, b in zip(plain, changed, strict=True)]
+    assert np.mean(differ) > 0.7
+
+
+@pytest.mark.parametrize("jitter", [0.1, 0.3, 0.5])
+def test_another_resolution_keeps_the_candidate_in_the_middle(jitter, tmp_path, monkeypatch):
+    """A round spot of radius 9 px stays round the centre, and is between (1 - jitter) and (1 + jitter) of its size."""
+    monkeypatch.setattr(module, "augment", lambda image, mask, *_: (image, mask))
+    images, labels = shown(candidate_set(tmp_path), resolution_jitter=jitter, steps=8)
+    areas = []
+    for image in images[labels == 1]:
+        ys, xs = np.nonzero(image[..., 0] < 120)
+        assert abs(ys.mean() - 15.5) < 2
+        assert abs(xs.mean() - 15.5) < 2
+        areas.append(len(ys))
+    usual = np.pi * 9**2
+    assert min(areas) < 0.95 * usual < 1.05 * usual < max(areas)
+
+
+def test_a_donor_is_of_another_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "augment", lambda image, mask, *_: (image, mask))
+    pairs = []
+    monkeypatch.setattr(module, "mix_amplitudes", lambda image, donor, *_: pairs.append((image, donor)) or image)
+    candidates = candidate_set(tmp_path)
+    shown(candidates, fourier_share=1.0)
+    side = crop_side(QUICK_VERIFIER.crop)
+    case_of = {candidates.crop(row).tobytes(): row.case_id for row in candidates.candidates}
+    assert len(pairs) == 2 * QUICK_VERIFIER.batch_size
+    assert all(image.shape == (side, side, 3) for image, _ in pairs)
+    assert all(case_of[image.tobytes()] != case_of[donor.tobytes()] for image, donor in pairs)
