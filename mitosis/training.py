@@ -20,11 +20,12 @@ from mitosis.checkpoints import ModelCard, load_model, load_state, save_model, s
 from mitosis.config import Config, load_config, save_config
 from mitosis.curves import draw_curves
 from mitosis.dataset import PatchDataset, load_batches
+from mitosis.descent import learning_rate
 from mitosis.distributed import Ranks, join_ranks
 from mitosis.errors import ConfigError, LeakageError, ModelError, PatchIndexError
 from mitosis.evaluation import calibration_rows, choose_threshold, evaluate
 from mitosis.files import make_folder, write_text
-from mitosis.learner import Learner, learning_rate
+from mitosis.learner import Learner
 from mitosis.patches import PatchIndex
 from mitosis.runtime import versions
 from mitosis.sampling import PatchPool, epochs, for_rank
@@ -138,7 +139,7 @@ class Run:
     def _validate(self, step: int) -> None:
         config = self.config
         floor, merge_um, normalise = config.count.score_floor, config.count.merge_um, config.network.normalise_stain
-        scores = score_patches(self.learner.average, self.val_index, floor, merge_um, normalise)
+        scores = score_patches(self.learner.descent.average, self.val_index, floor, merge_um, normalise)
         threshold = choose_threshold(scores)
         result = evaluate(scores, threshold).pooled
         finite = [loss for loss in self.losses if math.isfinite(loss)]
@@ -150,11 +151,11 @@ class Run:
             recall=round(result.recall, 4),
             threshold=threshold,
             count_threshold=choose_threshold(scores, objective="count"),
-            learning_rate=round(learning_rate(step, self.config.train), 8),
-            skipped=self.learner.skipped,
+            learning_rate=round(learning_rate(step, self.config.train, self.config.train.warmup_steps), 8),
+            skipped=self.learner.descent.skipped,
         )
         if not self.history or metrics.f1 >= max(before.f1 for before in self.history):
-            self.best = copy.deepcopy(self.learner.average.state_dict())
+            self.best = copy.deepcopy(self.learner.descent.average.state_dict())
             self.calibration = calibration_rows(scores, (threshold, metrics.count_threshold))
         self.history.append(metrics)
         self.losses = []

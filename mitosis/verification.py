@@ -8,15 +8,14 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from torch.nn import functional
 
 from mitosis.candidate_batches import candidate_batches
 from mitosis.config import VerifierConfig
 from mitosis.crops import CLASSES, FIGURE, CandidateSet, centre, read_crops
+from mitosis.descent import Descent
 from mitosis.detections import SCORE_STEPS, Detections
 from mitosis.engines import Engine, average_views, to_input
-from mitosis.errors import ModelError
 from mitosis.rebalance import refit_head
 from mitosis.runtime import choose_device, choose_dtype
 from mitosis.slides import Slide
@@ -152,23 +151,16 @@ def _train_member(
     network: Classifier = Classifier(settings.width, settings.crop, settings.transformer).to(  # type: ignore[call-overload]  # torch types no memory_format
         device=device, memory_format=torch.channels_last
     )
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    skipped = 0
+    warmup_steps = math.ceil(_WARMUP * settings.steps)
+    advice = "Train it anew with a lower verifier.learning_rate."
+    descent = Descent(network, copy.deepcopy(network), settings, warmup_steps, "Second stage", advice)
+    dtype = choose_dtype(settings.precision, device)
+    network.train()
     for step, (images, labels) in enumerate(batches, 1):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, settings)
-        loss = _step(network, optimizer, images.to(device), labels.to(device), settings)
-        skipped = 0 if math.isfinite(loss) else skipped + 1
-        if skipped == 10:
-            raise ModelError(
-                f"Second stage: loss or gradient was not finite in ten steps in a row, the last being step {step}. "
-                "Train it anew with a lower verifier.learning_rate."
-            )
-        if not skipped:
-            _update(average, network, min(settings.ema_decay, step / (step + 10)))
-        on_step(step, loss)
-    average.eval()
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            logits = network(to_input(images.to(device)))
+        on_step(step, descent.step(step, functional.cross_entropy(logits.float(), labels.to(device))))
+    average = descent.average.eval()
     if settings.smote:
         _rebalance(average, candidates, settings)
     return average
@@ -185,39 +177,3 @@ def _rebalance(network: Classifier, candidates: CandidateSet, settings: Verifier
         features.append(network.features(to_input(images.to(device))).cpu().numpy())
     refit_head(network.last.cpu(), np.concatenate(features), [CLASSES.index(row.label) for row in rows], settings.seed)
     network.to(device)
-
-
-def _step(
-    network: Classifier, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, settings: VerifierConfig
-) -> float:
-    """One step; gives its loss, NaN if it was left out."""
-    dtype = choose_dtype(settings.precision, images.device)
-    network.train()
-    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not torch.float32):
-        logits = network(to_input(images))
-    loss = functional.cross_entropy(logits.float(), labels)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # untyped library
-    norm = nn.utils.clip_grad_norm_(network.parameters(), max_norm=5.0)
-    value = float(loss.detach())
-    if not (math.isfinite(value) and bool(norm.isfinite())):
-        return float("nan")
-    optimizer.step()
-    return value
-
-
-@torch.no_grad()
-def _update(average: nn.Module, network: nn.Module, decay: float) -> None:
-    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
-
-
-def _learning_rate(step: int, settings: VerifierConfig) -> float:
-    """Linear warm-up, then a half cosine to 0. `step` counts from 1."""
-    warmup = math.ceil(_WARMUP * settings.steps)
-    if step <= warmup:
-        return settings.learning_rate * step / warmup
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))

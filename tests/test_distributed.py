@@ -154,8 +154,8 @@ def _leave_a_step_out(ranks, folder):
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     losses = [learner.step(step, images, torch.zeros(2, 32, 32)) for step in (1, 2, 3)]
     weights = {f"network {name}": value for name, value in learner.network.state_dict().items()}
-    weights |= {f"average {name}": value for name, value in learner.average.state_dict().items()}
-    return {**weights, "losses": torch.tensor(losses), "skipped": torch.tensor(learner.skipped)}
+    weights |= {f"average {name}": value for name, value in learner.descent.average.state_dict().items()}
+    return {**weights, "losses": torch.tensor(losses), "skipped": torch.tensor(learner.descent.skipped)}
 
 
 def _save_numbers(folder):

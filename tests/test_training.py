@@ -15,9 +15,9 @@ from PIL import Image
 
 from mitosis.checkpoints import load_model, load_state
 from mitosis.config import Config, load_config
+from mitosis.descent import learning_rate
 from mitosis.errors import ConfigError, LeakageError, ModelError, OutputError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
-from mitosis.learner import learning_rate
 from mitosis.losses import LOSSES
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
@@ -58,7 +58,7 @@ def finished(patches_folder, tmp_path_factory):
 
 def test_the_rate_warms_up_and_ends_at_0():
     config = with_train(steps=100, warmup_steps=10, learning_rate=0.5).train
-    rates = [learning_rate(step, config) for step in range(1, 101)]
+    rates = [learning_rate(step, config, config.warmup_steps) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([0.05 * step for step in range(1, 11)])
     assert all(later < earlier for earlier, later in pairwise(rates[9:]))
     assert rates[54] == pytest.approx(0.25)
@@ -67,8 +67,8 @@ def test_the_rate_warms_up_and_ends_at_0():
 
 def test_the_rate_without_warm_up_starts_near_the_top():
     config = with_train(steps=100, warmup_steps=0, learning_rate=0.5).train
-    assert 0.49 < learning_rate(1, config) < 0.5
-    assert learning_rate(100, config) == pytest.approx(0, abs=1e-12)
+    assert 0.49 < learning_rate(1, config, 0) < 0.5
+    assert learning_rate(100, config, 0) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_toy_task_is_learned(index, tmp_path):

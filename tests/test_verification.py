@@ -128,7 +128,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, labels):
 
 
 def test_a_run_that_diverges_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr("mitosis.verification._step", lambda *_: float("nan"))
+    monkeypatch.setattr("mitosis.verification.to_input", lambda images: images.permute(0, 3, 1, 2) * torch.nan)
     with pytest.raises(ModelError, match="not finite in ten steps"):
         train_verifier(candidate_set(tmp_path), QUICK_VERIFIER)
 
