@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mitosis.config import NetworkConfig, VerifierConfig
 from mitosis.errors import ModelError
 from mitosis.files import atomic_write, write_json
+from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.uncertainty import CaseCounts
 from mitosis.unet import UNet
 from mitosis.verifier import Verifier
@@ -45,6 +46,8 @@ class VerifierCard(BaseModel):
         Shape of the network, µm/px, how scores are combined, and how it learned.
     threshold, count_threshold : float
         As in `ModelCard`, for final scores.
+    score_calibration : ScoreCalibration
+        What makes probabilities of both stages' scores; they are the final ones.
     validation : dict
         What the thresholds were chosen on, and what the first stage alone and both together reach there.
     training : dict
@@ -58,6 +61,7 @@ class VerifierCard(BaseModel):
     classes: tuple[str, ...]
     threshold: float
     count_threshold: float
+    score_calibration: ScoreCalibration = UNCALIBRATED
     validation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}

@@ -20,6 +20,7 @@ __all__ = [
     "Objective",
     "SlideEvaluation",
     "calibration_rows",
+    "candidate_truth",
     "choose_threshold",
     "cross_thresholds",
     "evaluate",
@@ -131,6 +132,16 @@ def cross_thresholds(
         case: choose_threshold([slide for slide in slides if slide.case_id != case], radius_um, objective)
         for case in cases
     }
+
+
+def candidate_truth(slides: Iterable[SlideScores]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Score [N] of every candidate of all slides, and whether it is a figure, one to one within 7.5 µm."""
+    scores, truth = [np.empty(0)], [np.empty(0, dtype=bool)]
+    for slide in slides:
+        pairs = match(slide.figures, slide.candidates.xy, MATCH_RADIUS_UM / slide.slide_mpp).pairs
+        scores.append(slide.candidates.score)
+        truth.append(np.isin(np.arange(len(slide.candidates)), pairs[:, 1]))
+    return np.concatenate(scores), np.concatenate(truth)
 
 
 def calibration_rows(slides: Sequence[SlideScores], thresholds: Sequence[float]) -> list[dict[str, Any]]:

@@ -166,6 +166,12 @@ def _candidates(
     if card is None or model.second is None or not len(found):
         return found, bad_tiles
     found = verify(
-        slide, found, model.second, card.settings, started.stain, views=max(config.views, card.settings.views)
+        slide,
+        found,
+        model.second,
+        card.settings,
+        started.stain,
+        views=max(config.views, card.settings.views),
+        calibration=card.score_calibration,
     )
     return found[found.score >= config.score_floor], bad_tiles

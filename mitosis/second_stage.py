@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from mitosis.config import Config, save_config
 from mitosis.crops import CLASSES, Candidate, CandidateSet, CandidateSlide, centre
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError, PatchIndexError
-from mitosis.evaluation import calibration_rows, choose_threshold, evaluate
+from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, evaluate
 from mitosis.files import make_folder
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
+from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration, fit_calibration
 from mitosis.splits import TRAIN, VAL
 from mitosis.verification import combine_scores, score_crops, train_verifier
 from mitosis.verifier import Verifier
@@ -127,7 +129,7 @@ def folds_of(candidates: CandidateSet, n_folds: int) -> tuple[list[set[str]], st
 
 
 def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> list[tuple[SlideScores, SlideScores]]:
-    """Each slide with the scores of the first stage, and with the final ones."""
+    """Each slide with the scores of the first stage, and with those of both, not calibrated yet."""
     by_slide: dict[str, list[Candidate]] = {name: [] for name in candidates.slides}
     for candidate in candidates.candidates:
         if candidate.found:
@@ -138,17 +140,16 @@ def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> lis
         first = np.array([candidate.score for candidate in found])
         final = combine_scores(_probabilities(candidates, found, second, config), first, config.verifier)
         xy = np.array([(candidate.x, candidate.y) for candidate in found]).reshape(-1, 2)
-        floors = ((first, 0.0), (final, config.count.score_floor))
         before, after = (
             SlideScores(
                 name,
                 slide.mpp,
                 slide.figures,
-                _detections(xy, score, floor),
+                Detections(xy, score, np.zeros(len(score))),
                 case_id=slide.case_id,
                 area_mm2=slide.area_mm2,
             )
-            for score, floor in floors
+            for score in (first, final)
         )
         scores.append((before, after))
     return scores
@@ -167,15 +168,18 @@ def _probabilities(
     return np.concatenate(parts)
 
 
-def _detections(xy: NDArray[np.float64], score: NDArray[np.float64], floor: float) -> Detections:
-    keep = score >= floor
-    return Detections(xy[keep], score[keep], np.zeros(int(keep.sum())))
+def _final(slide: SlideScores, calibration: ScoreCalibration, floor: float) -> SlideScores:
+    """A slide with calibrated scores, without those below the floor."""
+    found = replace(slide.candidates, score=calibration(slide.candidates.score))
+    return replace(slide, candidates=found[found.score >= floor])
 
 
 def _card(
     learned: CandidateSet, scores: Sequence[tuple[SlideScores, SlideScores]], chosen_on: str, config: Config
 ) -> VerifierCard:
     before, after = ([pair[number] for pair in scores] for number in (0, 1))
+    scaled = fit_calibration(*candidate_truth(after)) if config.verifier.calibrate else UNCALIBRATED
+    after = [_final(slide, scaled, config.count.score_floor) for slide in after]
     n = Counter(candidate.label for candidate in learned.candidates)
     thresholds = choose_threshold(after), choose_threshold(after, objective="count")
     # The first stage knows its training cases: what it finds and misses there says nothing of other cases.
@@ -185,6 +189,7 @@ def _card(
         classes=CLASSES,
         threshold=thresholds[0],
         count_threshold=thresholds[1],
+        score_calibration=scaled,
         validation={
             "calibration": calibration,
             "on": chosen_on,

@@ -156,6 +156,8 @@ class VerifierConfig(JitterConfig):
     """Turned (4) and mirrored (8) views of each candidate whose mean is taken; `count.views` may ask for more."""
     combine: Literal["replace", "geometric"] = "geometric"
     """Final score: the probability of a mitotic figure, or its geometric mean with the score of the first stage."""
+    calibrate: bool = True
+    """Make probabilities of final scores (temperature and offset), by what thresholds are chosen on."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Without validation slides thresholds come from so many parts of the training cases, each scored by the rest."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

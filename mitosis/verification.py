@@ -18,6 +18,7 @@ from mitosis.detections import SCORE_STEPS, Detections
 from mitosis.engines import Engine, average_views, to_input
 from mitosis.rebalance import refit_head
 from mitosis.runtime import choose_device, choose_dtype
+from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.slides import Slide
 from mitosis.stain import StainLevels
 from mitosis.verifier import Classifier, Verifier
@@ -36,6 +37,7 @@ def verify(
     stain: StainLevels | None,
     *,
     views: int = 1,
+    calibration: ScoreCalibration = UNCALIBRATED,
     batch_size: int = _BATCH,
 ) -> Detections:
     """The candidates of a slide with the scores that the second stage gives them, sorted.
@@ -51,6 +53,8 @@ def verify(
         The slide's, where networks see slides brought to the usual ones.
     views : int
         Turned and mirrored views whose mean is taken, as in `average_views`.
+    calibration : ScoreCalibration
+        What makes probabilities of the scores; by default nothing.
     batch_size : int
         Crops in memory at once.
 
@@ -64,7 +68,7 @@ def verify(
     for start in range(0, len(ordered), batch_size):
         crops = read_crops(slide, ordered.xy[start : start + batch_size], settings.mpp, settings.crop, stain)
         score.append(score_crops(network, crops, views, batch_size))
-    final = combine_scores(np.concatenate(score), ordered.score, settings)
+    final = calibration(combine_scores(np.concatenate(score), ordered.score, settings))
     return Detections(ordered.xy, final, ordered.area_um2).sorted()
 
 

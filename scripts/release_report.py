@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from mitosis.detections import Detections
-from mitosis.evaluation import choose_threshold, cross_thresholds, evaluate
+from mitosis.evaluation import candidate_truth, choose_threshold, cross_thresholds, evaluate
 from mitosis.ranking import SlideScores
+from mitosis.score_calibration import calibration_error, fit_calibration
 from mitosis.scorecard import Row, Scorecard, score_slides
 
 FIELDS = ("aperio", "hamamatsu")
@@ -34,6 +35,22 @@ def main() -> None:
         slides = read_stage(arguments.release, stage, arguments.folds)
         if slides:
             print(f"\n## {title} ({len(slides)} slides)\n\n{Quality.of(slides).table()}")
+            errors = calibration_errors([slide for slide in slides if slide.domain in FIELDS])
+            print(f"Calibration error {errors['as_scored']:.3f}, of calibrated scores {errors['calibrated']:.3f}.")
+
+
+def calibration_errors(slides: Sequence[SlideScores]) -> dict[str, float]:
+    """Calibration error of the scores as they are, and of those of each case calibrated by the other cases."""
+    before, after, truths = [], [], []
+    for case in sorted({slide.case_id for slide in slides}):
+        score, truth = candidate_truth(slide for slide in slides if slide.case_id == case)
+        calibration = fit_calibration(*candidate_truth(slide for slide in slides if slide.case_id != case))
+        before.append(score)
+        after.append(calibration(score))
+        truths.append(truth)
+    is_figure = np.concatenate(truths)
+    parts = {"as_scored": before, "calibrated": after}
+    return {name: _round(calibration_error(np.concatenate(scores), is_figure)) for name, scores in parts.items()}
 
 
 def read_stage(release: Path, stage: str, folds: Sequence[str] | None = None) -> list[SlideScores]:

@@ -23,20 +23,21 @@ from typing import Any
 
 from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
-from release_report import FIELDS, Quality, read_stage
+from release_report import FIELDS, Quality, calibration_errors, read_stage
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
 from mitosis.checkpoints import ModelCard, load_model, load_verifier, save_model, save_verifier
 from mitosis.cohort import SlideSource, find_sources, read_manifest
 from mitosis.config import Config, load_config
-from mitosis.evaluation import MaskOverlap, calibration_rows, evaluate
+from mitosis.evaluation import MaskOverlap, calibration_rows, candidate_truth, evaluate
 from mitosis.extraction import extract_patches
 from mitosis.files import make_folder, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.mining import mine, read_marks
 from mitosis.patches import PatchIndex
 from mitosis.ranking import SlideScores
+from mitosis.score_calibration import ScoreCalibration, fit_calibration
 from mitosis.second_stage import add_second_stage
 from mitosis.slides import open_slide
 from mitosis.training import train
@@ -226,7 +227,11 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
     second = load_verifier(source, card)
     if second is None or card.verifier is None:
         raise SystemExit(f"{source}: has no second stage. Delete it and run again.")
-    alone, both = (_left_out(read_stage(release, stage)) for stage in (_first_stage(release), "both"))
+    scores = read_stage(release, "both")
+    fields = [slide for slide in scores if slide.domain in FIELDS]
+    calibration = fit_calibration(*candidate_truth(fields))
+    alone = _left_out(read_stage(release, _first_stage(release)))
+    both = _left_out([calibrated(slide, calibration) for slide in scores])
     rows = [
         *blind_rows(patches.where(lambda patch: patch.domain == "aperio"), config),
         _model_row(release, patches, config, folds, both),
@@ -235,9 +240,11 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
         update={
             "threshold": both["threshold"],
             "count_threshold": both["count_threshold"],
+            "score_calibration": calibration,
             "validation": {
                 "both_stages": both["quality"],
                 "calibration": both["calibration"],
+                "calibration_error": calibration_errors(fields),
                 "beside_detectors_that_know_nothing": rows,
             },
         }
@@ -260,6 +267,11 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
     }
     save_model(out, network.state_dict(), card.model_copy(update=changes), half=True)
     return out
+
+
+def calibrated(slide: SlideScores, calibration: ScoreCalibration) -> SlideScores:
+    """The slide with its scores as probabilities."""
+    return replace(slide, candidates=replace(slide.candidates, score=calibration(slide.candidates.score)))
 
 
 def _first_stage(release: Path) -> str:

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError
-from mitosis.evaluation import MaskOverlap, calibration_rows, choose_threshold, cross_thresholds, evaluate
+from mitosis.evaluation import (
+    MaskOverlap,
+    calibration_rows,
+    candidate_truth,
+    choose_threshold,
+    cross_thresholds,
+    evaluate,
+)
 from mitosis.masks import IGNORE
 from mitosis.matching import MatchResult
 from mitosis.ranking import SlideScores
@@ -147,3 +154,12 @@ def test_a_network_that_never_fires_is_nearly_always_right_and_of_no_use():
     overlap = MaskOverlap.of(mask, np.zeros(mask.shape, dtype=bool))
     assert overlap.accuracy > 0.999
     assert (overlap.dice, overlap.sensitivity, overlap.specificity) == (0, 0, 1)
+
+
+def test_each_figure_makes_one_candidate_true():
+    """Two candidates within 7.5 µm of one figure, one far away: one of the two is it."""
+    found = Detections([(100, 100), (104, 100), (500, 500)], [0.4, 0.6, 0.2], np.zeros(3))
+    score, truth = candidate_truth([SlideScores("S", 0.5, [(103, 100)], found)])
+    assert score.tolist() == found.score.tolist()
+    assert truth.tolist() == [False, True, False]
+    assert [len(part) for part in candidate_truth([])] == [0, 0]

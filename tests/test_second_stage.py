@@ -20,6 +20,7 @@ from mitosis.config import Config
 from mitosis.crops import CandidateSet, CandidateSlide
 from mitosis.errors import ConfigError, ModelError, PatchIndexError
 from mitosis.inference import Model, count_slide
+from mitosis.score_calibration import UNCALIBRATED
 from mitosis.second_stage import add_second_stage, folds_of
 from mitosis.slides import open_slide
 from mitosis.stain import measure_stain
@@ -140,10 +141,24 @@ def test_a_card_may_ask_for_several_views_of_each_candidate(fields, made, tmp_pa
     with open_slide(fields / "D01.png") as slide:
         model = Model.load(tmp_path / "turned")
         stain = measure_stain(slide, find_tissue(slide), card.mpp) if card.network.normalise_stain else None
-        expected = verify(slide, first, model.second, settings, stain, views=8)
+        calibration = card.verifier.score_calibration
+        expected = verify(slide, first, model.second, settings, stain, views=8, calibration=calibration)
     found = count(fields, tmp_path / "turned").candidates
     np.testing.assert_array_equal(found.score, expected[expected.score >= CONFIG.count.score_floor].score)
     assert not np.array_equal(found.score, count(fields, folder / "both").candidates.score)
+
+
+def test_final_scores_are_calibrated_unless_told_not_to(made, tmp_path):
+    folder, card, _ = made
+    candidates = CandidateSet.read(folder / "both" / "candidates")
+    assert card.verifier.score_calibration != UNCALIBRATED
+    settings = CONFIG.verifier.model_copy(update={"calibrate": False})
+    plain = add_second_stage(
+        folder / "first", candidates, tmp_path / "plain", CONFIG.model_copy(update={"verifier": settings})
+    ).verifier
+    assert plain.score_calibration == UNCALIBRATED
+    assert card.verifier.score_calibration(plain.threshold) == pytest.approx(card.verifier.threshold, abs=0.05)
+    assert plain.validation["both_stages"]["f1"] == card.verifier.validation["both_stages"]["f1"]
 
 
 def test_the_unbiased_count_has_a_threshold_of_its_own(fields, made):
