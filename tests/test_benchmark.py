@@ -6,10 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import benchmark_load
+import benchmark_network
+import benchmark_points
+import benchmark_read
 import benchmark_slide
 import large_slides
 import numpy as np
 import pytest
+from benchmark_drawn import write_example_slide
+from benchmark_figure import Figure
 from conftest import busy_network, save_network
 
 from mitosis.config import CountConfig, load_config
@@ -31,8 +37,8 @@ def script() -> dict[str, Any]:
 def test_read_gives_one_json_object_a_figure(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(script["main"].__globals__, "N_REGIONS", 4)
-    monkeypatch.setitem(script["main"].__globals__, "REGION", 256)
+    monkeypatch.setattr(benchmark_read, "N_REGIONS", 4)
+    monkeypatch.setattr(benchmark_read, "REGION", 256)
     script["main"](["read", "--json", "--side", "1024"])
     figures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [figure["name"] for figure in figures] == [
@@ -51,11 +57,11 @@ def test_read_gives_one_json_object_a_figure(
         assert figure["value"] > 0
 
 
-def test_reduced_pixels_that_show_something_else_stop_the_benchmark(script: dict[str, Any]) -> None:
+def test_reduced_pixels_that_show_something_else_stop_the_benchmark() -> None:
     grey = np.full((2, 2, 3), 100, np.uint8)
-    script["_check_likeness"](grey, grey + 3)
+    benchmark_read._check_likeness(grey, grey + 3)
     with pytest.raises(SystemExit, match="differ by 4"):
-        script["_check_likeness"](grey, grey + 4)
+        benchmark_read._check_likeness(grey, grey + 4)
 
 
 @pytest.mark.slow
@@ -63,7 +69,7 @@ def test_load_gives_rates_and_the_share_of_waiting(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, number in (("N_PATCHES", 4), ("N_STEPS", 1), ("ROUNDS", 1)):
-        monkeypatch.setitem(script["main"].__globals__, name, number)
+        monkeypatch.setattr(benchmark_load, name, number)
     script["main"](["load", "--json"])
     light, heavy, waiting = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert light["unit"] == heavy["unit"] == "patches/s"
@@ -86,7 +92,7 @@ def test_evaluate_times_every_protocol_and_the_curve(
 def test_hotspot_times_both_shapes(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(script["main"].__globals__, "N_POINTS", 500)
+    monkeypatch.setattr(benchmark_points, "N_POINTS", 500)
     script["main"](["hotspot", "--json"])
     rectangle, disc = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert rectangle["name"].startswith("rectangle, 500 points")
@@ -100,11 +106,12 @@ def test_network_times_the_default_and_shipped_ones_against_the_usual_u_net(
 ) -> None:
     folder = tmp_path / "tiny"
     save_network(busy_network(depth=1, width=2), folder)
-    parts = script["main"].__globals__
-    monkeypatch.setitem(parts, "ROUNDS", 1)
-    monkeypatch.setitem(parts, "shipped_models", lambda: [SimpleNamespace(name="tiny", mpp=0.5, folder=folder)])
+    monkeypatch.setattr(benchmark_network, "ROUNDS", 1)
+    monkeypatch.setattr(
+        benchmark_network, "shipped_models", lambda: [SimpleNamespace(name="tiny", mpp=0.5, folder=folder)]
+    )
     usual = load_config(None, ("count.tile_size=384", "count.batch_size=1", "count.engine=torch"))
-    monkeypatch.setitem(parts, "load_config", lambda: usual)
+    monkeypatch.setattr(benchmark_network, "load_config", lambda: usual)
     script["main"](["network", "--json"])
     figures = {figure.pop("name"): figure for figure in map(json.loads, capsys.readouterr().out.splitlines())}
     timed = [f"{precision}, {what}" for precision in ("float32", "bfloat16") for what in ("as counted", "without halo")]
@@ -123,14 +130,14 @@ def test_network_times_the_default_and_shipped_ones_against_the_usual_u_net(
 def test_without_json_it_prints_a_table(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figure = script["Figure"]("reading", 2.0, "s", 6.0, 3.0)
+    figure = Figure("reading", 2.0, "s", 6.0, 3.0)
     monkeypatch.setitem(script["BENCHMARKS"], "read", lambda _: [figure])
     script["main"](["read"])
     assert capsys.readouterr().out.split() == ["reading", "2.00", "s", "6.00", "x3.00"]
 
 
-def test_the_drawn_slide_is_an_svs_pyramid(script: dict[str, Any], tmp_path: Path) -> None:
-    path = script["write_example_slide"](tmp_path / "a.svs", 1024)
+def test_the_drawn_slide_is_an_svs_pyramid(tmp_path: Path) -> None:
+    path = write_example_slide(tmp_path / "a.svs", 1024)
     with open_slide(path) as slide:
         assert slide.level_dimensions == ((1024, 1024), (256, 256), (64, 64))
         assert slide.mpp == 0.25
@@ -140,11 +147,11 @@ def test_the_drawn_slide_is_an_svs_pyramid(script: dict[str, Any], tmp_path: Pat
     assert red > green < blue  # purple on pink
 
 
-def test_pixels_that_differ_stop_the_benchmark(script: dict[str, Any]) -> None:
+def test_pixels_that_differ_stop_the_benchmark() -> None:
     grey = np.full((2, 2, 3), 100, np.uint8)
-    script["_check_pixels"](grey, grey + 1)
+    benchmark_read._check_pixels(grey, grey + 1)
     with pytest.raises(SystemExit, match="differ from OpenSlide's by 2"):
-        script["_check_pixels"](grey, grey + 2)
+        benchmark_read._check_pixels(grey, grey + 2)
 
 
 @pytest.fixture
