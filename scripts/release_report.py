@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from mitosis.detections import Detections
-from mitosis.evaluation import candidate_truth, choose_threshold, cross_thresholds, evaluate
+from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, cross_thresholds, evaluate
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import calibration_error, fit_calibration
 from mitosis.scorecard import Row, Scorecard, score_slides
+from mitosis.uncertainty import CaseCounts, Coverage, true_count
 
 FIELDS = ("aperio", "hamamatsu")
 STAGES = {"base": "first stage", "tuned": "after mining", "both": "with second stage"}
@@ -35,8 +36,13 @@ def main() -> None:
         slides = read_stage(arguments.release, stage, arguments.folds)
         if slides:
             print(f"\n## {title} ({len(slides)} slides)\n\n{Quality.of(slides).table()}")
-            errors = calibration_errors([slide for slide in slides if slide.domain in FIELDS])
+            fields = [slide for slide in slides if slide.domain in FIELDS]
+            errors, coverage = calibration_errors(fields), field_coverage(fields)
             print(f"Calibration error {errors['as_scored']:.3f}, of calibrated scores {errors['calibrated']:.3f}.")
+            print(
+                f"Intervals (95 %) of the true count of a field: {coverage.share:.1%} of {coverage.n} hold it, "
+                f"{coverage.n_too_low} are too low, {coverage.n_too_high} too high."
+            )
 
 
 def calibration_errors(slides: Sequence[SlideScores]) -> dict[str, float]:
@@ -51,6 +57,21 @@ def calibration_errors(slides: Sequence[SlideScores]) -> dict[str, float]:
     is_figure = np.concatenate(truths)
     parts = {"as_scored": before, "calibrated": after}
     return {name: _round(calibration_error(np.concatenate(scores), is_figure)) for name, scores in parts.items()}
+
+
+def field_coverage(slides: Sequence[SlideScores]) -> Coverage:
+    """How often the interval of a field's true count holds what is marked there, calibrated on the other cases.
+
+    Their thresholds are those of an unbiased count."""
+    low = high = n = 0
+    for case, threshold in cross_thresholds(slides, objective="count").items():
+        rows = calibration_rows([slide for slide in slides if slide.case_id != case], (threshold,))
+        cases = [CaseCounts(row["tp"], row["fp"], row["fn"], row["area_mm2"], row["case"]) for row in rows]
+        for slide in (slide for slide in slides if slide.case_id == case):
+            found, truth = int((slide.candidates.score >= threshold).sum()), len(np.asarray(slide.figures))
+            interval = true_count(found, slide.area_mm2, cases)
+            n, low, high = n + 1, low + (interval.high < truth), high + (interval.low > truth)
+    return Coverage(n, n - low - high, low, high)
 
 
 def read_stage(release: Path, stage: str, folds: Sequence[str] | None = None) -> list[SlideScores]:
