@@ -265,7 +265,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         if hashlib.sha256(payload).digest() != digest:
             continue
         with suppress(Exception):  # a file made to look right ends in any of torch's and pickle's errors
-            state: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True)  # noqa: TID251 (the one place)
+            # What a GPU saved is read where there is none, too; networks and optimisers take it to where they are.
+            state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)  # noqa: TID251 (the one place)
             return state
     if paths:
         raise ModelError(f"{paths[0]}: the saved training state is damaged. Train anew into another folder.")
