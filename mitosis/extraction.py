@@ -6,35 +6,24 @@ The folder holds ``index.csv`` (a row a patch), ``images/SLIDE/*.png``, ``masks/
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from mitosis.annotations import Annotation, AnnotationSet, Label, find_annotations, load_annotations, write_points
+from mitosis.annotations import AnnotationSet, find_annotations, load_annotations
 from mitosis.cohort import SlideSource
 from mitosis.config import Config, ExtractConfig, load_config, save_config
 from mitosis.errors import AnnotationError, MitosisError, PatchIndexError
-from mitosis.files import atomic_write, dump_json, make_folder, sha256, write_text
-from mitosis.geometry import Box, grid_dimensions, tile_grid
-from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE, NUCLEUS_RADIUS_UM, draw_mask, save_mask
-from mitosis.patches import BACKGROUND, HARD_NEGATIVE, MITOTIC, Patch, PatchIndex
-from mitosis.slides import Slide, open_slide, read_at_mpp
+from mitosis.files import dump_json, make_folder, sha256, write_text
+from mitosis.patch_cutter import PatchCutter
+from mitosis.patches import Patch, PatchIndex
+from mitosis.slides import Slide, open_slide
 from mitosis.splits import assign_splits
-from mitosis.stain import measure_stain
-from mitosis.tissue import TissueMask, find_tissue
 
 __all__ = ["PatchCutter", "SlideRecord", "extract_patches"]
-
-# A nucleus that a patch cuts must get the mask it would get whole: masks are drawn with this much more, µm.
-_MASK_CONTEXT_UM = 12.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +58,7 @@ def extract_patches(
     """Cut patches from each slide into the folder `out`; gives a record as each slide is done.
 
     Tiles over tissue cover each slide once; around every mark a further patch is cut, its centre moved at random.
+    `workers` processes do a slide each; where there are fewer slides than workers, the others help as threads.
     The index is written at the end, and only if no slide failed. Slides that an earlier run finished, from the same
     files with the same settings, are not done again.
 
@@ -90,11 +80,13 @@ def extract_patches(
 
 
 def _run(sources: Sequence[SlideSource], out: Path, config: ExtractConfig, workers: int) -> Iterator[SlideRecord]:
-    if workers <= 1 or len(sources) == 1:
-        yield from (_extract_slide(source, out, config) for source in sources)
+    n = min(workers, len(sources))
+    threads = workers // max(1, n)
+    if n <= 1:
+        yield from (_extract_slide(source, out, config, threads) for source in sources)
         return
-    with ProcessPoolExecutor(min(workers, len(sources)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_extract_slide, source, out, config) for source in sources]
+    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_extract_slide, source, out, config, threads) for source in sources]
         for future in as_completed(futures):
             yield future.result()
 
@@ -132,14 +124,14 @@ def _write_index(out: Path, records: Sequence[SlideRecord], config: ExtractConfi
         write_text(path, text)
 
 
-def _extract_slide(source: SlideSource, out: Path, config: ExtractConfig) -> SlideRecord:
+def _extract_slide(source: SlideSource, out: Path, config: ExtractConfig, threads: int) -> SlideRecord:
     try:
-        return _reuse_or_cut(source, out, config)
+        return _reuse_or_cut(source, out, config, threads)
     except MitosisError as error:
         return SlideRecord(source.slide_id, error=str(error))
 
 
-def _reuse_or_cut(source: SlideSource, out: Path, config: ExtractConfig) -> SlideRecord:
+def _reuse_or_cut(source: SlideSource, out: Path, config: ExtractConfig, threads: int) -> SlideRecord:
     with open_slide(source.path, source.mpp) as slide:
         marks = find_annotations(source.annotations, source.slide_id) if source.annotations else ()
         key = {
@@ -149,7 +141,7 @@ def _reuse_or_cut(source: SlideSource, out: Path, config: ExtractConfig) -> Slid
             "mpp": slide.mpp,
             "marks_sha256": [_digest(path) for path in marks],
         }
-        return _earlier(out, source.slide_id, key) or _cut(slide, source, out, config, key)
+        return _earlier(out, source.slide_id, key) or _cut(slide, source, out, config, key, threads)
 
 
 def _journal(out: Path, slide_id: str) -> Path:
@@ -177,7 +169,9 @@ def _earlier(out: Path, slide_id: str, key: dict[str, Any]) -> SlideRecord | Non
     return replace(record, patches=patches)
 
 
-def _cut(slide: Slide, source: SlideSource, out: Path, config: ExtractConfig, key: dict[str, Any]) -> SlideRecord:
+def _cut(
+    slide: Slide, source: SlideSource, out: Path, config: ExtractConfig, key: dict[str, Any], threads: int
+) -> SlideRecord:
     """Cut all patches of a slide, then note in its journal what was done."""
     loaded = AnnotationSet(())
     if source.annotations:
@@ -188,113 +182,10 @@ def _cut(slide: Slide, source: SlideSource, out: Path, config: ExtractConfig, ke
         note.unlink(missing_ok=True)
     for part in ("images", "masks"):
         shutil.rmtree(make_folder(out / part / source.slide_id))
-    cutter = PatchCutter(slide, source, out, config, key["source_sha256"], loaded.annotations)
-    places = list(cutter.places(find_tissue(slide)))
+    cutter = PatchCutter(slide, source, out, config, key["source_sha256"], loaded.annotations, workers=threads)
+    places = list(cutter.places(cutter.tissue))
     patches = cutter.cut(places)
     record = SlideRecord(source.slide_id, patches, loaded.n_outside, loaded.n_ignored, len(places) - len(patches))
     make_folder(journal.parent)
     write_text(journal, dump_json({"key": key, "record": asdict(record)}))
     return record
-
-
-@dataclass(frozen=True)
-class PatchCutter:
-    """Cuts patches of one slide, whose masks show `marks` and ignore the nuclei at `unclear` ((x, y), level-0 px)."""
-
-    slide: Slide
-    source: SlideSource
-    out: Path
-    config: ExtractConfig
-    sha256: str
-    marks: tuple[Annotation, ...]
-    unclear: tuple[tuple[float, float], ...] = ()
-
-    @cached_property
-    def stain(self) -> str:
-        """Stain levels of the slide, as text."""
-        return str(measure_stain(self.slide, find_tissue(self.slide), self.config.mpp))
-
-    @property
-    def ratio(self) -> float:
-        """Level-0 px in a px of the patches."""
-        return self.config.mpp / self.slide.mpp
-
-    def places(self, tissue: TissueMask) -> Iterator[tuple[str, Box, bool]]:
-        """(name, box in px at config.mpp, on_grid) of each patch."""
-        dimensions = grid_dimensions(self.slide.dimensions, self.slide.mpp, self.config.mpp)
-        for box in (tile.window for tile in tile_grid(dimensions, self.config.mpp, self.config.size)):
-            if self.marks_in(box) or tissue.covers([edge * self.ratio for edge in box]) >= self.config.min_tissue:
-                yield f"tile_x{box.x0:06d}_y{box.y0:06d}", box, True
-        rng = np.random.default_rng([self.config.seed, *self.source.slide_id.encode()])
-        for number, mark in enumerate(self.marks):
-            label = "figure" if mark.label is Label.MITOTIC_FIGURE else "lookalike"
-            yield f"{label}_{number:05d}", self.box_around(mark.x, mark.y, rng), False
-
-    def box_around(self, x: float, y: float, rng: np.random.Generator) -> Box:
-        """Box, px at config.mpp, whose centre is a place (level-0 px) moved by up to the jitter."""
-        dx, dy = rng.integers(-self.config.jitter, self.config.jitter, 2, endpoint=True)
-        x0, y0 = (int(centre) - self.config.size // 2 for centre in (x / self.ratio + dx, y / self.ratio + dy))
-        return Box(x0, y0, x0 + self.config.size, y0 + self.config.size)
-
-    def marks_in(self, box: Box) -> list[Annotation]:
-        """The marks whose centre lies in a box."""
-        x0, y0, x1, y1 = (edge * self.ratio for edge in box)
-        return [mark for mark in self.marks if x0 <= mark.x < x1 and y0 <= mark.y < y1]
-
-    def cut(self, places: Iterable[tuple[str, Box, bool]]) -> tuple[Patch, ...]:
-        """Write the marks, and image and mask of each place as `places` gives it, unless the file is damaged there."""
-        for part in ("images", "masks"):
-            make_folder(self.out / part / self.source.slide_id)
-        write_points(make_folder(self.out / "marks") / f"{self.source.slide_id}.csv", self.marks)
-        return tuple(patch for place in places if (patch := self._cut(*place)))
-
-    def _cut(self, name: str, box: Box, on_grid: bool) -> Patch | None:
-        margin = round(_MASK_CONTEXT_UM / self.config.mpp)
-        pixels = read_at_mpp(self.slide, box.grown(margin), self.config.mpp)
-        if self._is_damaged(box):
-            return None
-        inner = slice(margin, -margin)
-        mask = draw_mask(self.marks, box.grown(margin), self.config.mpp, self.slide.mpp, pixels)[inner, inner]
-        rows, columns = np.ogrid[box.y0 : box.y1, box.x0 : box.x1]
-        for x, y in self.unclear:
-            distance = np.hypot(columns + 0.5 - x / self.ratio, rows + 0.5 - y / self.ratio)
-            mask[(mask == 0) & (distance <= NUCLEUS_RADIUS_UM / self.config.mpp)] = IGNORE
-        file = f"{self.source.slide_id}/{name}.png"
-        with atomic_write(self.out / "images" / file) as stream:
-            Image.fromarray(np.ascontiguousarray(pixels[inner, inner])).save(stream, "PNG", compress_level=1)
-        if self.source.annotations:
-            save_mask(self.out / "masks" / file, mask)
-        return self._row(name, box, on_grid, mask)
-
-    def _is_damaged(self, box: Box) -> bool:
-        x0, y0, x1, y1 = (edge * self.ratio for edge in box)
-        bad = (tile.box for tile in self.slide.bad_tiles)
-        return any(b.x0 < x1 and b.x1 > x0 and b.y0 < y1 and b.y1 > y0 for b in bad)
-
-    def _row(self, name: str, box: Box, on_grid: bool, mask: NDArray[np.uint8]) -> Patch:
-        here = self.marks_in(box)
-        n_mitotic = sum(mark.label is Label.MITOTIC_FIGURE for mark in here)
-        file = f"{self.source.slide_id}/{name}.png"
-        return Patch(
-            patch_id=f"{self.source.slide_id}/{name}",
-            slide_id=self.source.slide_id,
-            case_id=self.source.case_id,
-            domain=self.source.domain,
-            x=box.x0 * self.ratio,
-            y=box.y0 * self.ratio,
-            size=self.config.size,
-            mpp=self.config.mpp,
-            slide_mpp=self.slide.mpp,
-            kind=MITOTIC if n_mitotic else HARD_NEGATIVE if here else BACKGROUND,
-            on_grid=on_grid,
-            n_mitotic=n_mitotic,
-            n_non_mitotic=len(here) - n_mitotic,
-            px_mitotic=int((mask == MITOTIC_FIGURE).sum()),
-            px_non_mitotic=int((mask == NON_MITOTIC_FIGURE).sum()),
-            px_ignore=int((mask == IGNORE).sum()),
-            image=f"images/{file}",
-            mask=f"masks/{file}" if self.source.annotations else "",
-            split="",
-            source_sha256=self.sha256,
-            stain=self.stain,
-        )

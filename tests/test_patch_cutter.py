@@ -1,0 +1,103 @@
+"""Cutting patches: threads change nothing, marks far away neither, and images are kept to the pixel."""
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from conftest import EXTRACT, MPP, ArraySlide, add_slide, contents, damage_tiles, draw_field, extract, save_tiff
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mitosis.annotations import Annotation, Label
+from mitosis.cohort import SlideSource
+from mitosis.geometry import Box
+from mitosis.masks import draw_mask
+from mitosis.patch_cutter import PatchCutter, _encode, _in_threads
+from mitosis.slides import read_at_mpp
+
+BOX = Box(64, 80, 128, 144)
+FIELD = draw_field([(62.0, 100.0), (100.0, 110.0), (131.0, 90.0), (100.0, 150.0), (20.0, 20.0)])
+
+
+def test_threads_write_the_same_bytes(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    add_slide(slides, "a", 4)
+    one, three = (extract(slides, tmp_path / str(n), workers=n)["a"] for n in (1, 3))
+    assert one == three
+    assert len(one.patches) > 16
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_threads_leave_out_the_same_damaged_patches(tmp_path: Path) -> None:
+    path = save_tiff(tmp_path / "a.tif", FIELD)
+    damage_tiles(path, 5, 10)
+    one, four = (extract(path, tmp_path / str(n), workers=n, annotations=None)["a"] for n in (1, 4))
+    assert one == four
+    assert one.n_unreadable == 2
+    assert contents(tmp_path / "1") == contents(tmp_path / "4")
+
+
+points = st.tuples(st.floats(0, 256), st.floats(0, 256))
+
+
+@given(st.lists(points, max_size=5), st.lists(points, max_size=2), st.sampled_from([0.25, 0.5]))
+def test_marks_that_do_not_reach_a_patch_change_nothing(
+    places: list[tuple[float, float]], outlined: list[tuple[float, float]], slide_mpp: float
+) -> None:
+    """The mask is the same as if all marks were drawn on all there is round the patch."""
+    slide = ArraySlide(FIELD, mpp=slide_mpp)
+    marks = [Annotation(x, y, Label.MITOTIC_FIGURE) for x, y in places]
+    for x, y in outlined:
+        outline = shapely.Polygon([(x, y), (x + 150, y + 3), (x + 3, y + 60)])
+        marks.append(Annotation(x + 40, y + 20, Label.NON_MITOTIC_FIGURE, (outline,)))
+    cutter = PatchCutter(slide, SlideSource(Path("a.png"), "a", "a"), Path("out"), EXTRACT, "", tuple(marks))
+    ratio = MPP / slide_mpp
+    box = Box(*(int(edge / ratio) for edge in BOX[:2]), *(int(edge / ratio) + 64 for edge in BOX[:2]))
+    piece = cutter._look_at(("p", box, False))
+    assert piece is not None
+    around = box.grown(40)
+    expected = draw_mask(marks, around, MPP, slide_mpp, read_at_mpp(slide, around, MPP))[40:-40, 40:-40]
+    np.testing.assert_array_equal(piece.mask, expected)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5))
+def test_an_image_is_kept_to_the_pixel(height: int, width: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    with Image.open(io.BytesIO(_encode(pixels))) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_tissue_is_no_larger_and_glass_hardly_anything() -> None:
+    usual = io.BytesIO()
+    Image.fromarray(FIELD).save(usual, "PNG", compress_level=1)
+    assert len(_encode(FIELD)) < len(usual.getvalue())
+    assert len(_encode(np.full((256, 256, 3), 243, np.uint8))) < 2000
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_work_of_threads_comes_in_order_and_little_of_it_waits(n: int) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(30):
+            taken.append(number)
+            yield number
+
+    seen = []
+    for result in _in_threads(lambda number: (number, threading.get_ident()), items(), n):
+        seen.append(result)
+        assert len(taken) - len(seen) <= 2 * n
+    assert [number for number, _ in seen] == list(range(30))
+    assert (threading.get_ident() in {thread for _, thread in seen}) == (n < 2)
+
+
+def test_what_fails_in_a_thread_fails_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(_in_threads(lambda number: 1 // number, [2, 1, 0], 2))
