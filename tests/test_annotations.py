@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from shapely.geometry import Polygon, box
@@ -420,6 +420,13 @@ def test_midog_boxes_without_image_sizes_are_read_as_the_smaller_boxes(tmp_path:
     assert (first.x, first.y) == (325.0, 225.0)
 
 
+def test_midog_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    file = write(tmp_path / "MIDOG.json", midog_json([[10, 20, 60, 70]]))
+    assert len(read_annotations(file, "001").annotations) == 1
+    write(file, midog_json([[10, 20, 60, 70], [100, 200, 150, 250]]))
+    assert len(read_annotations(file, "001").annotations) == 2
+
+
 def test_midog_image_without_marks_is_unlabelled_not_negative(tmp_path: Path) -> None:
     file = write(tmp_path / "MIDOG.json", midog_json([[10, 20, 60, 70]]))
     assert find_annotations(tmp_path, "002") == ()
@@ -655,6 +662,7 @@ def test_atypia14_has_its_figures_and_look_alikes(real_data: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=3, max_size=9))
+@example([(1.0, 0.0), (0.0, 3.045724536800536e-33), (1.0, 2.0), (0.0, 0.0), (0.0, 1.0)])
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_polygon_becomes_valid_outlines_or_is_refused(tmp_path: Path, ring: list[tuple[float, float]]) -> None:
     file = write(tmp_path / "a.geojson", feature({"type": "Polygon", "coordinates": [ring]}))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shapely
 from shapely.geometry import Polygon
 
@@ -123,7 +124,9 @@ def _polygon(coordinates: Any, where: str) -> tuple[Polygon, ...]:
     rings = [[_position(point, where) for point in _list(ring, where)] for ring in _list(coordinates, where)]
     if not rings or min(map(len, rings)) < 3:
         raise AnnotationError(f"{where}: an outline of fewer than three points. Draw it again or delete it.")
-    parts = polygons_in(shapely.make_valid(Polygon(rings[0], rings[1:])))
+    # Points that lie apart by the last bits of a number make outlines that stay invalid.
+    outer, *holes = (np.round(ring, 6) for ring in rings)
+    parts = tuple(part for part in polygons_in(shapely.make_valid(Polygon(outer, holes))) if part.is_valid)
     if not parts:
         raise AnnotationError(f"{where}: an outline without an area. Draw it again or delete it.")
     return parts

@@ -9,7 +9,9 @@ the two apart.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePath
 from statistics import median
 from typing import Any, NamedTuple
@@ -55,7 +57,7 @@ def read(path: Path, slide_id: str) -> AnnotationSet | None:
     The slide may be named with or without its suffix.
     """
     try:
-        return _read(path, read_json(path), slide_id)
+        return _of_slide(path, _listing(path, _stamp(path)), slide_id)
     except AnnotationError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -65,20 +67,38 @@ def read(path: Path, slide_id: str) -> AnnotationSet | None:
         ) from error
 
 
-def _read(path: Path, content: dict[str, Any], slide_id: str) -> AnnotationSet | None:
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes when the file does; reading one that is not there says so."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=2)
+def _listing(path: Path, stamp: tuple[int, int]) -> list[tuple[dict[str, Any], AnnotationSet]]:  # noqa: ARG001 (what the cache goes by)
+    """Every image of the file with its marks: a collection asks for one slide after the other."""
+    content = read_json(path)
     images = {image["id"]: image for image in content["images"]}
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     check_classes(names.values(), path)
-    boxes = _boxes(path, content["annotations"], images)
-    wanted = [image for image in images.values() if _is(image["file_name"], slide_id)]
+    marks: dict[Any, list[tuple[str, list[Annotation]]]] = {key: [] for key in images}
+    for mark, box in zip(content["annotations"], _boxes(path, content["annotations"], images), strict=True):
+        marks[mark["image_id"]].append((names[mark["category_id"]], [box.centre()]))
+    return [(image, by_class(marks[key])) for key, image in images.items()]
+
+
+def _of_slide(
+    path: Path, listing: Sequence[tuple[dict[str, Any], AnnotationSet]], slide_id: str
+) -> AnnotationSet | None:
+    wanted = [(image, marks) for image, marks in listing if _is(image["file_name"], slide_id)]
     if len(wanted) > 1:
         raise AnnotationError(f"{path}: lists {len(wanted)} images named {slide_id}. Name the slide with its suffix.")
-    own = [
-        (names[mark["category_id"]], [box.centre()])
-        for mark, box in zip(content["annotations"], boxes, strict=True)
-        if wanted and box.image is wanted[0]
-    ]
-    return replace(by_class(own), dimensions=_dimensions(path, wanted[0])) if own else None
+    ((image, marks),) = wanted or [({}, AnnotationSet(()))]
+    if not marks.annotations and not marks.n_ignored:
+        return None
+    return replace(marks, dimensions=_dimensions(path, image))
 
 
 def _is(file_name: str, slide_id: str) -> bool:
