@@ -96,6 +96,8 @@ class TrainConfig(JitterConfig):
     """Decay of the moving average of the weights, a step."""
     validate_every: Count = 250
     """Steps between two looks at the validation cases; the training state is saved then."""
+    save_every: Count | None = None
+    """Steps between two more saves of the training state, where looks are rare."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` takes bfloat16 where the processor multiplies in it."""
     workers: Annotated[int, Field(ge=0)] = 0

@@ -115,6 +115,8 @@ class Run:
             self.start_card = {"weights_sha256": card.weights_sha256, **seen}
         self.history: list[Metrics] = []
         self.losses: list[float] = []
+        self.best: dict[str, Tensor] = {}
+        self.calibration: list[dict[str, Any]] = []
 
     def go(self, on_step: Callable[[int, float], None], on_metrics: Callable[[Metrics], None]) -> ModelCard:
         """Train to the last step; gives the card of the best model."""
@@ -128,6 +130,8 @@ class Run:
             if is_first and (step % config.validate_every == 0 or step == config.steps):
                 self._validate(step)
                 on_metrics(self.history[-1])
+            elif is_first and config.save_every and step % config.save_every == 0:
+                self._save_state(step)
         card = self._save_best() if is_first else None
         self.ranks.wait()
         return card or load_model(self.out)[1]
@@ -163,19 +167,23 @@ class Run:
 
     def _save(self, step: int) -> None:
         self._save_best()
+        self._save_state(step)
+        lines = (json.dumps(asdict(metrics)) for metrics in self.history)
+        write_text(self.out / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        draw_curves(self.out / "curves.png", [asdict(metrics) for metrics in self.history])
+
+    def _save_state(self, step: int) -> None:
         state = {
             "step": step,
             **self.learner.state(),
             "best": self.best,
             "calibration": self.calibration,
             "history": [asdict(metrics) for metrics in self.history],
+            "losses": self.losses,
             "start_card": self.start_card,
             "data_sha256": self._data_sha256(),
         }
         save_state(self.out, state)
-        lines = (json.dumps(asdict(metrics)) for metrics in self.history)
-        write_text(self.out / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
-        draw_curves(self.out / "curves.png", [asdict(metrics) for metrics in self.history])
 
     def _resume(self) -> int:
         """Take up the saved state; gives the number of steps done."""
@@ -194,6 +202,7 @@ class Run:
         self.learner.load_state(state)
         self.best, self.calibration = state["best"], state.get("calibration", [])
         self.history = [Metrics(**metrics) for metrics in state["history"]]
+        self.losses = state.get("losses", [])
         self.start_card = state["start_card"]
         return int(state["step"])
 
@@ -259,5 +268,5 @@ def _load_start(start: Path, index: PatchIndex, config: Config) -> tuple[UNet, M
 
 
 def _decisive(config: Config) -> Config:
-    """The settings that a run's result depends on: all but the number of loader processes."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})
+    """The settings that a run's result depends on: not the number of loader processes, nor how often it is saved."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"workers": 0, "save_every": None})})

@@ -128,6 +128,19 @@ def test_a_run_stopped_anywhere_and_resumed_gives_the_same_bytes(index, finished
         assert (out / name).read_bytes() == (finished[0] / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("last", [2, 3, 4])
+def test_saved_between_looks_a_stop_costs_fewer_steps_and_no_bytes(index, tmp_path, last):
+    often = with_train(save_every=1, validate_every=4)
+    train(index, tmp_path / "whole", often)
+    out, steps = tmp_path / "run", []
+    with pytest.raises(KilledError):
+        train(index, out, often, on_step=killed_after(last))
+    train(index, out, often, resume=True, on_step=lambda step, _loss: steps.append(step))
+    assert steps == list(range(last, 5))
+    for name in RESULTS:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 def test_the_best_look_of_before_a_stop_is_kept(index, tmp_path, monkeypatch):
     looks = iter([MatchResult(tp=3), MatchResult(tp=1, fp=5)])
     monkeypatch.setattr("mitosis.training.evaluate", lambda *_: SimpleNamespace(pooled=next(looks)))
@@ -196,7 +209,7 @@ def test_a_run_can_be_resumed_with_other_loader_processes_but_no_other_setting(i
 
     out = tmp_path / "run"
     with pytest.raises(KilledError):
-        train(index, out, changed(workers=1), on_step=killed_after(3))
+        train(index, out, changed(workers=1, save_every=2), on_step=killed_after(3))
     with pytest.raises(ConfigError, match="other settings"):
         train(index, out, changed(learning_rate=0.5), resume=True)
     assert train(index, out, TINY, resume=True).validation["step"] in (2, 4)
