@@ -102,6 +102,7 @@ def _peer_job(path: Path, network: UNet, shape: NetworkConfig, config: CountConf
     save_file(network.state_dict(), weights)
     return {
         "slide": str(path),
+        "slide_mpp": [MPP, MPP],
         "mask": str(path.with_name("tissue.png")),
         "network": shape.model_dump(),
         "weights": str(weights),

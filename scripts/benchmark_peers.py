@@ -229,9 +229,11 @@ def _tiatoolbox_count(job: Job) -> Callable[[], int]:
     ioconfig = IOSegmentorConfig(input_resolutions=resolution, output_resolutions=resolution, **shapes)
 
     def work() -> int:
-        slide, place = Path(job["slide"]), {"save_dir": Path(job["out"]), "output_type": "zarr"}
-        done = segmentor.run([slide], masks=[Path(job["mask"])], patch_mode=False, ioconfig=ioconfig, **place)
-        return int(label(np.asarray(zarr.open(done[slide], mode="r")["predictions"]))[1])
+        place = {"save_dir": Path(job["out"]), "output_type": "zarr", "wsireader_kwargs": {"mpp": job["slide_mpp"]}}
+        masks = [Path(job["mask"])]
+        done = segmentor.run([Path(job["slide"])], masks=masks, patch_mode=False, ioconfig=ioconfig, **place)
+        (written,) = done.values()
+        return int(label(np.asarray(zarr.open(written, mode="r")["predictions"]))[1])
 
     return work
 

@@ -53,21 +53,22 @@ def test_extract_takes_turns_on_the_same_patches(here: Calls, capsys: pytest.Cap
     figures = list(benchmark_extract.benchmark_extract(asked()))
     assert "pyvips" in (said := capsys.readouterr().err)
     assert "--peer-python" in said
-    ours, peers = ["one worker", "two workers"], ["OpenSlide and Pillow", "OpenSlide and OpenCV"]
-    kinds = ("", ", wall", ", memory")
-    assert [f.name for f in figures] == [f"{o}, against {p}{kind}" for o in ours for p in peers for kind in kinds]
+    peers = ["OpenSlide and Pillow", "OpenSlide and OpenCV"]
+    kinds = ("", ", wall", ", wall, two workers", ", memory", ", size of the files")
+    assert [f.name for f in figures] == [f"patches of 512 px, against {peer}{kind}" for peer in peers for kind in kinds]
     first, second = here[:4], here[4:]
     assert [worker for worker, _, _ in first] == ["mitosis_patches"] * 2 + ["openslide_pillow", "openslide_opencv"]
     assert [worker for worker, _, _ in second] == ["mitosis_patches", "openslide_pillow", "openslide_opencv"] + [
         "mitosis_patches"
     ]
-    n = np.mean([len(job["corners"]) for worker, job, _ in here if worker == "openslide_pillow"])
-    cpu, wall, memory = figures[:3]
-    assert cpu.value == pytest.approx(1000 / n)
-    assert wall.value == pytest.approx(2000 / n)
-    assert (cpu.unit, wall.unit, memory.unit) == ("CPU ms/patch", "ms/patch", "MB")
+    n = [len(job["corners"]) for worker, job, _ in here if worker == "openslide_pillow"]
+    cpu, wall, _, memory, size = figures[:5]
+    assert cpu.value == pytest.approx(np.median(1000 / np.array(n)))
+    assert wall.value == pytest.approx(2 * cpu.value)
+    assert [f.unit for f in figures[:5]] == ["CPU ms/patch", "ms/patch", "ms/patch", "MB", "kB/patch"]
     assert memory.value == memory.baseline == 100
     assert cpu.ratio == 1
+    assert 200 < size.value < 512 * 512 * 3 / 1000
 
 
 @pytest.mark.usefixtures("here")
