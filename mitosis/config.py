@@ -56,13 +56,13 @@ class ExtractConfig(Section):
 class CountConfig(Section):
     """How a slide is counted."""
 
-    tile_size: Annotated[int, Field(ge=128, le=8192)] = 1024
-    """Side of a tile's window, px at the model's µm/px. The detections do not depend on it."""
+    tile_size: Annotated[int, Field(ge=128, le=8192)] = 1280
+    """Longest side of a tile's window, px at the model's µm/px. The detections do not depend on it."""
     batch_size: Count = 1
     workers: Annotated[int, Field(ge=0)] = 1
     """Threads that read tiles ahead of the network."""
     engine: str = "auto"
-    """What runs the network: a key of `mitosis.engines.ENGINES`, or `auto`, the fastest that is installed here."""
+    """What runs the networks: a key of `mitosis.engines.ENGINES`, or `auto`, the fastest that is installed here."""
     precision: Literal["float32", "bfloat16"] = "float32"
     views: Literal[1, 4, 8] = 1
     """Turned (4) and mirrored (8) views of each tile whose mean is taken; each costs a run of the network."""

@@ -8,9 +8,11 @@ hands the tiles on it to a `Finder`, `finish_slide` makes a count of what that f
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport, mitotic_count
-from mitosis.detections import Detections, concatenate, merge
+from mitosis.detections import SCORE_STEPS, Detections, concatenate, merge
 from mitosis.errors import SlideError
 from mitosis.geometry import Tile
 from mitosis.regions import Region
@@ -18,7 +20,7 @@ from mitosis.slides import BadTile, Slide
 from mitosis.stain import StainLevels, measure_stain
 from mitosis.tile_search import Finder, Found, Model, check_tile_size, find_in_tiles, tiles_on
 from mitosis.tissue import TissueMask, find_tissue
-from mitosis.verification import verify
+from mitosis.verification import combine_scores, verify
 
 __all__ = ["Model", "SlideCount", "StartedSlide", "count_slide", "finish_slide", "start_slide"]
 
@@ -144,11 +146,18 @@ def finish_slide(
 
 
 def _first_stage(model: Model, config: CountConfig) -> CountConfig:
-    """The settings of the first stage: where there is a second, it is the one that drops what scores low."""
+    """The settings of the first stage: where there is a second, it is the one that drops what scores low.
+
+    What the second cannot bring up to `score_floor` with the surest of answers is not handed to it.
+    """
     card = model.second_card(config)
     if card is None:
         return config
-    return config.model_copy(update={"score_floor": config.verify_floor or card.settings.score_floor})
+    first = np.arange(1, SCORE_STEPS + 1) / SCORE_STEPS
+    best = card.score_calibration(combine_scores(np.ones_like(first), first, card.settings))
+    able = first[best >= config.score_floor]
+    least = config.verify_floor or card.settings.score_floor
+    return config.model_copy(update={"score_floor": max(least, able.min(initial=1.0))})
 
 
 def _candidates(

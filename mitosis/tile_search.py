@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from mitosis.checkpoints import ModelCard, VerifierCard, load_model, load_verifier
 from mitosis.config import CountConfig
+from mitosis.covering import cover
 from mitosis.detections import Detections, concatenate, find_peaks, reach_px
 from mitosis.engines import Engine, average_views, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError
 from mitosis.geometry import Box, Tile, grid_dimensions
 from mitosis.runtime import choose_device, versions
+from mitosis.second_engine import second_in_engine
 from mitosis.slides import BadTile, Slide, read_at_mpp
 from mitosis.stain import StainLevels
 from mitosis.tissue import TissueMask
@@ -67,7 +69,7 @@ class Model:
 
     @classmethod
     def load(cls, path: Path, config: CountConfig | None = None) -> "Model":
-        """Both stages of the model in a folder, the first to run as `config` says, the second with PyTorch.
+        """Both stages of the model in a folder, to run as `config` says.
 
         Raises
         ------
@@ -75,10 +77,11 @@ class Model:
             A file is missing or damaged, or they do not belong together.
         """
         network, card = load_model(path)
-        second = load_verifier(path, card)
-        return replace(
-            cls.of(network, card, config), second=second.to(choose_device()) if second else None, folder=path
-        )
+        model, second = cls.of(network, card, config), load_verifier(path, card)
+        if second is not None:
+            precision = (config or CountConfig()).precision
+            second = second_in_engine(second.to(choose_device()), model.runs_on.split()[0], precision)
+        return replace(model, second=second, folder=path)
 
     def second_card(self, config: CountConfig) -> VerifierCard | None:
         """The card of the second stage, if one is to give the final scores."""
@@ -132,34 +135,37 @@ def _margin(model: Model) -> int:
 
 
 def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Tile, ...]:
-    """Tiles whose cores hold all tissue and what lies within `reach_px` of it, no place twice; row by row.
+    """Tiles whose cores hold all tissue and what lies within `reach_px` of it, no place twice.
 
-    A row of tiles begins where there is tissue again below the one before, and a tile where there is tissue again to
-    the right of the one before: so fewer are needed than of a grid from the slide's corner. Corners of cores are
-    multiples of the network's stride. Windows are no larger than the slide needs.
+    They are no larger than the tissue needs, have gaps between them where there is none (`mitosis.covering`), and are
+    no larger than `tile_size` with what is around them. Corners of cores are multiples of the network's stride. Tiles
+    that go through the network together are made as large as the largest of them, so with a `batch_size` above 1 those
+    of about one size come one after the other.
     """
     mpp, margin, stride = model.card.mpp, _margin(model), model.stride
-    width, height = grid_dimensions(tissue.dimensions, tissue.slide_mpp, mpp)
-    size = min(config.tile_size, -(-max(width, height) // stride) * stride + 2 * margin)
-    side, reach, ratio = size - 2 * margin, reach_px(mpp), tissue.mpp / mpp
-
-    def starts(used: NDArray[np.bool_], end: int) -> Iterator[int]:
-        """Where to begin a core, px, for cores up to `end` to hold the used rows or columns of the mask."""
-        held = 0  # all before it is in a core, or not used
-        for place in np.flatnonzero(used).tolist():
-            first, last = int(place * ratio) - reach, min(math.ceil((place + 1) * ratio) + reach, end)
-            while held < last:
-                start = max(held, first // stride * stride)
-                yield start
-                held = start + side
-
+    dimensions = grid_dimensions(tissue.dimensions, tissue.slide_mpp, mpp)
+    side, ratio = (config.tile_size - 2 * margin) // stride, tissue.mpp / mpp
+    unit = stride * min(math.ceil(ratio / stride), side)  # px of the grid that tiles are made of
+    used = tissue.mask
+    for n_px in dimensions[::-1]:
+        places = unit * np.arange(-(-n_px // unit))
+        first, last = places - reach_px(mpp) - 1, places + unit + reach_px(mpp) + 1
+        used = _any_between(used, np.floor(first / ratio), np.ceil(last / ratio)).T
     tiles = []
-    for y in starts(np.logical_or.reduce(tissue.mask, axis=1), height):
-        rows = slice(max(0, int((y - reach) / ratio)), math.ceil((y + side + reach) / ratio))
-        for x in starts(np.logical_or.reduce(tissue.mask[rows], axis=0), width):
-            window = Box(x - margin, y - margin, x + side + margin, y + side + margin)
-            tiles.append(Tile(window, Box(x, y, min(x + side, width), min(y + side, height)), mpp))
-    return tuple(tiles)
+    for box in cover(used, side * stride // unit, margin / unit):
+        x0, y0, x1, y1 = (edge * unit for edge in box)
+        core = Box(x0, y0, min(x1, dimensions[0]), min(y1, dimensions[1]))
+        width, height = (-(-size // stride) * stride + 2 * margin for size in core.size)
+        tiles.append(Tile(Box(x0 - margin, y0 - margin, x0 - margin + width, y0 - margin + height), core, mpp))
+    return tuple(sorted(tiles, key=lambda tile: tile.window.size[::-1]) if config.batch_size > 1 else tiles)
+
+
+def _any_between(mask: NDArray[np.bool_], first: NDArray[Any], last: NDArray[Any]) -> NDArray[np.bool_]:
+    """Bool [N, W]: whether any of the rows from each `first` to before `last` is set; rows beyond the mask are not."""
+    until = np.concatenate([np.zeros((1, mask.shape[1]), np.int32), np.cumsum(mask, axis=0, dtype=np.int32)])
+    first, last = (np.clip(rows, 0, len(mask)).astype(np.int64) for rows in (first, last))
+    between: NDArray[np.bool_] = until[last] > until[first]
+    return between
 
 
 def find_in_tiles(
@@ -189,7 +195,9 @@ def find_in_tiles(
 def read_ahead(
     slide: Slide, tiles: Sequence[Tile], config: CountConfig, stain: StainLevels | None
 ) -> Iterator[tuple[list[Tile], NDArray[np.uint8]]]:
-    """Batches of tiles and their pixels, uint8 [B, size, size, 3], read by `workers` threads, a batch ahead each.
+    """Batches of tiles and their pixels, uint8 [B, height, width, 3], read by `workers` threads, a batch ahead each.
+
+    The windows of a batch are made as large as the largest of it: cores keep their place, so nothing else changes.
 
     Parameters
     ----------
@@ -200,6 +208,9 @@ def read_ahead(
     batches = (list(tiles[start : start + size]) for start in range(0, len(tiles), size))
 
     def read(batch: list[Tile]) -> tuple[list[Tile], NDArray[np.uint8]]:
+        width, height = (max(tile.window.size[axis] for tile in batch) for axis in (0, 1))
+        windows = (Box(x, y, x + width, y + height) for x, y in (tile.window[:2] for tile in batch))
+        batch = [replace(tile, window=window) for tile, window in zip(batch, windows, strict=True)]
         images = np.stack([read_at_mpp(slide, tile.window, tile.mpp) for tile in batch])
         return batch, stain.normalise(images) if stain else images
 

@@ -41,9 +41,8 @@ SLIDE_MM2 = 150.0
 """Tissue of a resected tumour's slide."""
 MEMORY_MB = 1500.0
 """What counting may take."""
-TILINGS = ((512, 4), (1024, 1), (2048, 1))
+TILINGS = ((512, 4), (1024, 1), (1280, 1), (2048, 1))
 """Tile and batch sizes to compare; the first is what others are held against."""
-N_HELD = 16  # batches in memory for the network alone: it takes the same time for any pixels
 CANDIDATES_PER_MM2 = 100.0  # what first stages of trained models give above the floor on drawn and real tumours
 N_SAMPLE = 6  # tiles to set a random network by
 
@@ -143,28 +142,28 @@ class _Work:
     tissue_mm2: float
     tiles: tuple[Tile, ...]
     stain: StainLevels | None
-    held: list[NDArray[np.uint8]]
 
     @classmethod
     def of(cls, slide: Slide, model: Model, config: CountConfig) -> "_Work":
         tissue = find_tissue(slide)
         tiles = tiles_on(tissue, model, config)
         stain = measure_stain(slide, tissue, model.card.mpp) if model.card.network.normalise_stain else None
-        first = tiles[: N_HELD * config.batch_size]
-        held = [images for _, images in read_ahead(slide, first, config, stain)]
-        model.engine(held[0])  # the first makes an engine ready
-        return cls(slide, model, config, tissue.area_mm2, tiles, stain, held)
+        work = cls(slide, model, config, tissue.area_mm2, tiles, stain)
+        work.run_network(1)  # the first makes an engine ready
+        return work
 
     def read(self) -> None:
         """All that is read, and nothing done with it."""
         for _ in read_ahead(self.slide, self.tiles, self.config, self.stain):
             pass
 
-    def run_network(self) -> None:
-        """The network for as many tiles as there are."""
+    def run_network(self, n_batches: int | None = None) -> None:
+        """The network for windows like those of all batches, or of the first ones; it takes as long for any pixels."""
         size = self.config.batch_size
-        for number, start in enumerate(range(0, len(self.tiles), size)):
-            self.model.engine(self.held[number % len(self.held)][: len(self.tiles) - start])
+        for start in range(0, len(self.tiles), size)[:n_batches]:
+            windows = [tile.window.size for tile in self.tiles[start : start + size]]
+            width, height = (max(sides) for sides in zip(*windows, strict=True))
+            self.model.engine(np.full((len(windows), height, width, 3), 255, np.uint8))
 
 
 def _tiling_figures(path: Path, weights: Path, config: CountConfig, rounds: int) -> Iterator[Figure]:
@@ -277,9 +276,9 @@ def _set_by(network: UNet, slide: Slide, card: ModelCard) -> float:
         for batch in images:
             network(batch)
     network.eval()
-    logits = torch.cat([network(batch) for batch in images])
-    spread, mean = torch.std_mean(logits[:, 1] - logits[:, 0])
-    margins = ((logits[:, 1] - logits[:, 0] - mean) * (4 / spread)).numpy()
+    odds = [logits[0, 1] - logits[0, 0] for logits in map(network, images)]
+    spread, mean = torch.std_mean(torch.cat([each.flatten() for each in odds]))
+    margins = [((each - mean) * (4 / spread)).numpy() for each in odds]
     ratio = card.mpp / slide.mpp
     mm2 = sum(tissue.area_mm2_in([edge * ratio for edge in tile.core]) for tile in chosen)
     shift, threshold = _shift_for(margins, chosen, CANDIDATES_PER_MM2 * mm2, config.score_floor)
@@ -290,8 +289,10 @@ def _set_by(network: UNet, slide: Slide, card: ModelCard) -> float:
     return threshold
 
 
-def _shift_for(margins: NDArray[np.float32], tiles: Sequence[Tile], wanted: float, floor: float) -> tuple[float, float]:
-    """What to add to log odds [N, side, side] of tiles for so many peaks above the floor; their median score."""
+def _shift_for(
+    margins: Sequence[NDArray[np.float32]], tiles: Sequence[Tile], wanted: float, floor: float
+) -> tuple[float, float]:
+    """What to add to the log odds of tiles, [height, width], for so many peaks above the floor; their median score."""
 
     def scores(shift: float) -> NDArray[np.float64]:
         found = (
@@ -300,7 +301,7 @@ def _shift_for(margins: NDArray[np.float32], tiles: Sequence[Tile], wanted: floa
         )
         return concatenate(found).score
 
-    low, high = -float(margins.max()) - 5, 0.0  # with the first nothing is near the floor
+    low, high = -max(float(margin.max()) for margin in margins) - 5, 0.0  # with the first nothing is near the floor
     for _ in range(14):
         middle = (low + high) / 2
         low, high = (middle, high) if len(scores(middle)) < wanted else (low, middle)

@@ -1,6 +1,7 @@
 """Inference: what is found does not depend on how a slide was tiled, and one bad slide or tile spoils no other."""
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,15 +17,19 @@ from conftest import (
     save_tiff,
 )
 
-from mitosis.checkpoints import ModelCard, load_model
-from mitosis.config import CountConfig, NetworkConfig
+from mitosis.checkpoints import ModelCard, VerifierCard, load_model
+from mitosis.config import CountConfig, NetworkConfig, VerifierConfig
+from mitosis.crops import CLASSES
 from mitosis.detections import concatenate, find_peaks, merge, reach_px
 from mitosis.engines import to_input
 from mitosis.errors import ConfigError, ModelError, SlideError
 from mitosis.geometry import Box
 from mitosis.inference import Model, count_slide
+from mitosis.score_calibration import ScoreCalibration
 from mitosis.slides import BadTile, open_slide
 from mitosis.tissue import find_tissue
+from mitosis.verification import combine_scores, verify
+from mitosis.verifier import Verifier
 
 CARD = ModelCard(
     network=NetworkConfig(width=4, depth=2, normalise_stain=False),
@@ -127,10 +132,57 @@ def test_without_its_margin_they_would_not(busy_model, busy_slide, whole):
         assert_same(found, whole)
 
 
-def test_off_its_stride_they_would_not(busy_model, busy_slide, whole):
-    found = found_on(busy_slide, replace(busy_model, stride=1, margin=busy_model.margin + 2))
+def test_off_its_stride_they_would_not(busy_model, busy_slide):
+    slide = ArraySlide(busy_slide.pixels[:268])  # sides are multiples of 4, but a margin of 42 px is none
+    found, expected = (found_on(slide, model) for model in (replace(busy_model, stride=2), busy_model))
     with pytest.raises(AssertionError):
-        assert_same(found, whole)
+        assert_same(found, expected)
+
+
+@pytest.fixture(scope="module")
+def two_stages(busy_model):
+    """The busy model and a second stage that takes all for figures, whose scores are calibrated down."""
+    second = VerifierCard(
+        settings=VerifierConfig(width=2, crop=16, mpp=MPP, score_floor=0.01),
+        classes=CLASSES,
+        threshold=0.3,
+        count_threshold=0.3,
+        score_calibration=ScoreCalibration(1.5, -0.5),
+    )
+    torch.manual_seed(0)
+    verifier = Verifier.from_config(second.settings).eval()
+    with torch.no_grad():
+        verifier.members[0].last.bias[CLASSES.index("mitotic figure")] += 2
+    return replace(busy_model, card=CARD.model_copy(update={"verifier": second}), second=verifier)
+
+
+@pytest.mark.parametrize("score_floor", [0.05, 0.4, 0.45])
+def test_what_cannot_reach_the_floor_is_not_looked_at_again_and_would_not_have_been_kept(
+    busy_slide, two_stages, score_floor
+):
+    card, handed = two_stages.card.verifier, []
+
+    def spy(slide, candidates, *others, **named):
+        handed.append(candidates.score)
+        return verify(slide, candidates, *others, **named)
+
+    with mock.patch("mitosis.inference.verify", spy):
+        few = found_on(busy_slide, two_stages, score_floor=score_floor)
+        everything = found_on(busy_slide, two_stages, score_floor=0.0001)
+    expected = everything[everything.score >= score_floor]
+    for name in ("xy", "score", "area_um2"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(expected, name))
+    able = card.score_calibration(combine_scores(np.ones_like(handed[1]), handed[1], card.settings)) >= score_floor
+    np.testing.assert_array_equal(np.sort(handed[0]), np.sort(handed[1][able]))
+    assert 0 < len(few) <= len(handed[0])
+    assert score_floor < 0.1 or len(handed[0]) < len(handed[1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_final_scores_do_not_depend_on_tiles_either(busy_slide, two_stages, batch_size):
+    small, big = (found_on(busy_slide, two_stages, tile_size=size, batch_size=batch_size) for size in (132, 512))
+    assert len(big) > 20
+    assert_same(small, big)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.3])
@@ -256,7 +308,9 @@ def test_progress_is_told_batch_by_batch():
     told = []
     slide = ArraySlide(draw_field([], width=300, height=200))
     count_slide(slide, "s", ORACLE, config(batch_size=5), on_tiles=lambda *progress: told.append(progress))
-    assert told == [(5, 12), (10, 12), (12, 12)]
+    n_tiles = told[-1][1]
+    assert n_tiles > 5
+    assert told == [(min(done, n_tiles), n_tiles) for done in range(5, n_tiles + 5, 5)]
 
 
 @pytest.mark.parametrize(("stride", "margin", "needed"), [(3, 24, "a multiple of 3 above "), (4, 60, "above ")])

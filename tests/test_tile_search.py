@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ArraySlide
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mitosis.config import CountConfig
 from mitosis.detections import reach_px
 from mitosis.geometry import grid_dimensions
-from mitosis.tile_search import _in_threads, tiles_on
+from mitosis.slides import read_at_mpp
+from mitosis.tile_search import _in_threads, read_ahead, tiles_on
 from mitosis.tissue import TissueMask
 
 STRIDE, MARGIN = 4, 6  # of the network
@@ -53,19 +55,38 @@ def test_each_place_near_tissue_is_in_one_core(seed, share, dimensions, mpp, til
     assert bool(tiles) == bool(tissue.mask.any())
 
 
-@given(seed=st.integers(0, 2**32 - 1), tile_size=st.sampled_from([128, 192, 1024]))
-def test_windows_surround_cores_by_the_same_margin_and_have_one_size(seed, tile_size):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    tile_size=st.sampled_from([128, 192, 1024]),
+    batch_size=st.integers(1, 3),
+)
+def test_windows_surround_cores_by_the_same_margin_and_no_more_than_a_tile(seed, tile_size, batch_size):
     tissue = mask_of(np.random.default_rng(seed).random((10, 10)) < 0.2, (320, 320))
-    tiles = tiles_on(tissue, model(0.5), CountConfig(tile_size=tile_size))
-    sizes = {tile.window.size for tile in tiles}
-    assert len(sizes) <= 1
-    for size in sizes:
-        assert size[0] == size[1] <= tile_size
-        assert size[0] % STRIDE == 0
+    tiles = tiles_on(tissue, model(0.5), CountConfig(tile_size=tile_size, batch_size=batch_size))
     for tile in tiles:
+        assert max(tile.window.size) <= tile_size
+        assert all(side % STRIDE == 0 for side in tile.window.size)
         margin = tile.core.x0 - tile.window.x0
         assert margin == tile.core.y0 - tile.window.y0 >= MARGIN + reach_px(0.5)
-        assert min(tile.window.x1 - tile.core.x1, tile.window.y1 - tile.core.y1) >= margin
+        right, bottom = tile.window.x1 - tile.core.x1, tile.window.y1 - tile.core.y1
+        assert margin <= min(right, bottom) <= max(right, bottom) < margin + STRIDE
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_the_windows_of_a_batch_are_as_large_as_the_largest_and_show_what_the_slide_does(batch_size):
+    pixels = np.zeros((20, 20), bool)
+    pixels[2:4, 3:6] = pixels[10:18, 1:3] = pixels[12:14, 12:15] = True
+    slide = ArraySlide(np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8))
+    config = CountConfig(tile_size=136, batch_size=batch_size)
+    tiles = tiles_on(TissueMask(pixels, 8.0, 0.5, (320, 320)), model(0.5), config)
+    assert len({tile.window.size for tile in tiles}) > 1
+    batches = list(read_ahead(slide, tiles, config, None))
+    assert [tile.core for batch, _ in batches for tile in batch] == [tile.core for tile in tiles]
+    for number, (batch, images) in enumerate(batches):
+        asked = tiles[number * batch_size : (number + 1) * batch_size]
+        assert images.shape[1:3] == tuple(max(tile.window.size[axis] for tile in asked) for axis in (1, 0))
+        for tile, image in zip(batch, images, strict=True):
+            np.testing.assert_array_equal(image, read_at_mpp(slide, tile.window, 0.5))
 
 
 def test_a_small_slide_takes_no_more_than_it_needs():
@@ -75,11 +96,12 @@ def test_a_small_slide_takes_no_more_than_it_needs():
 
 
 def test_tiles_begin_where_tissue_does():
-    """Two islands of a core's width each, off the grid: two tiles, where a grid from the corner needs eight."""
+    """Two islands off the grid: two tiles as small as they are, where a grid from the corner needs eight."""
     pixels = np.zeros((40, 40), bool)
     pixels[5:8, 3:6] = pixels[25:28, 30:33] = True
-    tiles = tiles_on(mask_of(pixels, (1280, 1280)), model(0.5), CountConfig(tile_size=136))
-    assert [(tile.core.x0, tile.core.y0) for tile in tiles] == [(28, 60), (460, 380)]  # 17 px before, in blocks of 4
+    tiles = tiles_on(mask_of(pixels, (1280, 1280)), model(0.5), CountConfig(tile_size=192))
+    # 17 px before and after, in blocks of 16
+    assert [tile.core for tile in tiles] == [(16, 48, 128, 160), (448, 368, 560, 480)]
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])

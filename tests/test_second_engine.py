@@ -1,0 +1,65 @@
+"""The second stage in other engines: the scores that PyTorch gives, for any number of candidates at once."""
+
+import numpy as np
+import pytest
+import torch
+
+from mitosis.config import VerifierConfig
+from mitosis.second_engine import SECOND_ENGINES, EngineVerifier, second_in_engine
+from mitosis.verification import score_crops
+from mitosis.verifier import Verifier
+
+SETTINGS = VerifierConfig(width=4, crop=16, members=2)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Two members that disagree, as if they had learned: with statistics of their own, and sure of themselves."""
+    torch.manual_seed(0)
+    network = Verifier.from_config(SETTINGS).train()
+    with torch.no_grad():
+        for _ in range(30):
+            network(torch.rand(16, 3, 16, 16))
+        for member in network.members:
+            member.last.weight.mul_(8)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def crops():
+    return np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("engine", SECOND_ENGINES)
+def test_scores_are_those_of_pytorch_whatever_is_asked_at_once(network, crops, engine):
+    expected = score_crops(network, crops, views=4)
+    assert np.ptp(expected) > 0.02
+    other = second_in_engine(network, engine)
+    assert isinstance(other, EngineVerifier)
+    np.testing.assert_allclose(score_crops(other, crops, views=4), expected, atol=1e-5)
+    at_once = score_crops(other, crops, views=4)
+    for batch_size in (1, 4):
+        np.testing.assert_array_equal(score_crops(other, crops, 4, batch_size), at_once)
+    assert not len(score_crops(other, crops[:0]))
+
+
+def test_bfloat16_is_near(network, crops):
+    near = score_crops(second_in_engine(network, "openvino", "bfloat16"), crops)
+    np.testing.assert_allclose(near, score_crops(network, crops), atol=0.05)
+
+
+def test_nothing_is_built_before_the_first_candidate(network):
+    built = []
+    second = EngineVerifier(
+        network, lambda verifier: built.append(verifier) or (lambda images: np.ones((len(images), 3)))
+    )
+    assert not built
+    for _ in range(2):
+        second(torch.zeros(2, 3, 16, 16))
+    assert built == [network]
+
+
+def test_pytorch_and_spatial_transformers_stay_as_they_are(network):
+    assert second_in_engine(network, "torch") is network
+    turning = Verifier(width=2, side=16, transformer=True)
+    assert second_in_engine(turning, "openvino") is turning
