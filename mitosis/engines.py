@@ -13,7 +13,7 @@ torch 0.72, 0.66, 0.78, 0.64 (bfloat16 1.78, 1.22, 1.72, 1.18); before folding 0
 import copy
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -106,23 +106,18 @@ def torch_engine(network: nn.Module, device: torch.device, precision: Precision 
     return run
 
 
-def onnx_model(network: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
+def onnx_model(network: nn.Module) -> bytes:
     """`network` as an ONNX model that does all an `Engine` does.
 
     Input ``images``: uint8 [batch, height, width, 3], RGB as read; height and width are multiples of the network's
     stride. Output ``probability``: float32 [batch, height, width]. All three sizes are free.
-
-    Parameters
-    ----------
-    metadata : mapping of str to str
-        Kept in the model's ``metadata_props``.
 
     Raises
     ------
     ConfigError
         The package `onnx` is not installed.
     """
-    onnx = _import("onnx", "onnx onnxruntime")
+    _import("onnx", "onnx onnxruntime")
     free = {0: "batch", 1: "height", 2: "width"}
     stream = io.BytesIO()
     with warnings.catch_warnings():
@@ -137,11 +132,7 @@ def onnx_model(network: nn.Module, metadata: Mapping[str, str] | None = None) ->
             output_names=["probability"],
             dynamic_axes={"images": free, "probability": free},
         )
-    model = onnx.load_model_from_string(stream.getvalue())
-    onnx.helper.set_model_props(model, dict(metadata or {}))
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return stream.getvalue()
 
 
 def onnx_engine(content: bytes) -> Engine:

@@ -1,6 +1,7 @@
 """A model as one ONNX file, for programs without PyTorch."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,12 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mitosis.checkpoints import ModelCard
+from mitosis.checkpoints import ModelCard, VerifierCard
 from mitosis.engines import OPSET, onnx_engine, onnx_model, to_input
+from mitosis.errors import ConfigError
 from mitosis.files import atomic_write, dump_json
+from mitosis.second_engine import second_onnx
 from mitosis.synthetic import draw_tissue
+from mitosis.verification import score_crops
+from mitosis.verifier import Verifier
 
-__all__ = ["Exported", "export_onnx"]
+__all__ = ["Exported", "export_onnx", "export_second"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +62,52 @@ def export_onnx(network: nn.Module, card: ModelCard, path: Path) -> Exported:
     """
     metadata = {"card": dump_json(card.model_dump(mode="json")), "mpp": str(card.mpp)}
     metadata |= {name: str(getattr(network, name)) for name in ("stride", "margin") if hasattr(network, name)}
-    content = onnx_model(network, metadata)
+    content = _with_metadata(onnx_model(network), metadata)
     with atomic_write(path) as stream:
         stream.write(content)
     difference = _max_difference(network, content, card.mpp) if find_spec("onnxruntime") else None
     return Exported(path, OPSET, len(content), difference)
+
+
+def export_second(network: Verifier, card: VerifierCard, path: Path) -> Exported:
+    """Write the second stage of a model and its card as one ONNX file, and measure how exact it is.
+
+    It takes squares round candidates, uint8 [batch, side, side, 3] as read, and gives the probability of a mitotic
+    figure, float32 [batch]. Its ``metadata_props`` hold `card` (JSON: how the two stages' scores are combined and
+    calibrated, and how many turned views are averaged), `mpp` (µm/px of the squares) and `side` (px).
+
+    Raises
+    ------
+    ConfigError
+        The package `onnx` is not installed, or the network has a spatial transformer, for which ONNX has no words.
+    OutputError
+        `path` cannot be written to.
+    """
+    if card.settings.transformer:
+        raise ConfigError(
+            "This second stage has a spatial transformer (verifier.transformer), which ONNX cannot hold. "
+            "Export one that was trained without it."
+        )
+    mpp, side = card.settings.mpp, card.settings.crop
+    metadata = {"card": dump_json(card.model_dump(mode="json")), "mpp": str(mpp), "side": str(side)}
+    content = _with_metadata(second_onnx(network, pixels=True), metadata)
+    with atomic_write(path) as stream:
+        stream.write(content)
+    difference = None
+    if find_spec("onnxruntime"):
+        images = _probes(mpp)[:, :side, :side]
+        difference = float(np.abs(onnx_engine(content)(images) - score_crops(network, images)).max())
+    return Exported(path, OPSET, len(content), difference)
+
+
+def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
+    """An ONNX model that was checked and has these words in its ``metadata_props``."""
+    onnx = import_module("onnx")
+    model = onnx.load_model_from_string(content)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    checked: bytes = model.SerializeToString(deterministic=True)
+    return checked
 
 
 @torch.inference_mode()

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mitosis.engines import OPSET, Precision
+from mitosis.crops import CLASSES, FIGURE
+from mitosis.engines import OPSET, Precision, to_input
 from mitosis.verifier import Verifier
 
-__all__ = ["SECOND_ENGINES", "EngineVerifier", "second_in_engine"]
+__all__ = ["SECOND_ENGINES", "EngineVerifier", "second_in_engine", "second_onnx"]
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """float32 [B, side, side, 3] → float32 [B, classes], probabilities."""
@@ -48,16 +49,17 @@ class EngineVerifier(Verifier):
 
 
 class _Probabilities(nn.Module):
-    """From pixels as they lie in memory to the mean of the members' probabilities."""
+    """The mean of the members' probabilities, of darkness as it lies in memory or of `pixels` as they are read."""
 
-    def __init__(self, network: Verifier) -> None:
+    def __init__(self, network: Verifier, pixels: bool) -> None:
         super().__init__()
-        self.members = network.members
+        self.members, self.pixels = network.members, pixels
 
     def forward(self, images: Tensor) -> Tensor:
-        darkness = images.permute(0, 3, 1, 2)
+        darkness = to_input(images) if self.pixels else images.permute(0, 3, 1, 2)
         each = [member(darkness).softmax(dim=1) for member in self.members]
-        return torch.stack(each).mean(dim=0)
+        mean = torch.stack(each).mean(dim=0)
+        return mean[:, CLASSES.index(FIGURE)] if self.pixels else mean
 
 
 def _openvino(network: Verifier, precision: Precision) -> Run:
@@ -66,7 +68,7 @@ def _openvino(network: Verifier, precision: Precision) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
     }
-    compiled = core.compile_model(core.read_model(_onnx(network)), "CPU", settings)
+    compiled = core.compile_model(core.read_model(second_onnx(network)), "CPU", settings)
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.array(compiled([images])[0])
@@ -79,7 +81,7 @@ def _onnxruntime(network: Verifier, precision: Precision) -> Run:  # noqa: ARG00
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = runtime.InferenceSession(_onnx(network), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(second_onnx(network), options, providers=["CPUExecutionProvider"])
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         probability: NDArray[np.float32] = session.run(None, {"images": images})[0]
@@ -104,13 +106,18 @@ def second_in_engine(network: Verifier, engine: str, precision: Precision = "flo
     return EngineVerifier(network, lambda verifier: SECOND_ENGINES[engine](verifier, precision))
 
 
-def _onnx(network: Verifier) -> bytes:
+def second_onnx(network: Verifier, *, pixels: bool = False) -> bytes:
+    """The second stage as an ONNX model: input ``images``, output ``probability``, any number at once.
+
+    It takes float32 [batch, side, side, 3], darkness, and gives float32 [batch, classes]; with `pixels` uint8 as read,
+    and float32 [batch], the probability of a mitotic figure.
+    """
     stream = io.BytesIO()
-    example: Any = torch.zeros(2, 64, 64, 3)
+    example: Any = torch.zeros(2, 64, 64, 3, dtype=torch.uint8 if pixels else torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # as in `mitosis.engines.onnx_model`
         torch.onnx.export(
-            _Probabilities(network).eval(),
+            _Probabilities(network, pixels).eval(),
             (example,),
             stream,  # type: ignore[arg-type]  # this exporter takes streams too
             dynamo=False,

@@ -11,12 +11,16 @@ import torch
 from conftest import MPP, busy_network, save_network
 from test_cli import expect_error, run
 
-from mitosis.checkpoints import load_model
+from mitosis.checkpoints import VerifierCard, load_model, load_verifier, save_model, save_verifier
+from mitosis.config import VerifierConfig
+from mitosis.crops import CLASSES
 from mitosis.engines import OPSET, torch_engine
-from mitosis.errors import OutputError
-from mitosis.export import export_onnx
+from mitosis.errors import ConfigError, OutputError
+from mitosis.export import export_onnx, export_second
 from mitosis.synthetic import draw_tissue
 from mitosis.unet import BLOCKS
+from mitosis.verification import score_crops
+from mitosis.verifier import Verifier
 
 if find_spec("onnx") is None or find_spec("onnxruntime") is None:
     pytest.skip("onnx and onnxruntime are not installed here", allow_module_level=True)
@@ -88,7 +92,7 @@ def test_the_stated_difference_would_show_a_wrong_export(folder, tmp_path, monke
     other = busy_network(depth=3, width=4, seed=5)
     from mitosis import export
 
-    wrong = export.onnx_model(other, {})
+    wrong = export.onnx_model(other)
     monkeypatch.setattr(export, "onnx_model", lambda *_: wrong)
     assert export_onnx(*load_model(folder), tmp_path / "model.onnx").max_difference > 0.1
 
@@ -141,3 +145,65 @@ def test_the_file_runs_in_a_process_without_torch_and_this_package(exported):
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout == "(1, 64, 64) False\n"
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """A model with a second stage of two members."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    save_network(busy_network(), out)
+    settings = VerifierConfig(width=4, crop=32, members=2)
+    second = random_second(settings, 3)
+    network, card = load_model(out)
+    verifier = VerifierCard(settings=settings, classes=CLASSES, threshold=0.4, count_threshold=0.5)
+    save_model(out, network.state_dict(), card.model_copy(update={"verifier": save_verifier(out, second, verifier)}))
+    return out
+
+
+def random_second(settings, seed):
+    """One that is sure of itself, so that others differ from it."""
+    torch.manual_seed(seed)
+    second = Verifier.from_config(settings).eval()
+    with torch.no_grad():
+        for member in second.members:
+            member.last.weight.mul_(20)
+    return second
+
+
+def test_the_second_stage_goes_into_a_file_of_its_own(two_stages, tmp_path):
+    import onnxruntime
+
+    code, said, err = run("export", two_stages, "--out", tmp_path / "model.onnx")
+    assert (code, err) == (0, "")
+    assert said.count("Largest difference of a probability from PyTorch: ") == 2
+    _, card = load_model(two_stages)
+    second = load_verifier(two_stages, card)
+    session = onnxruntime.InferenceSession(tmp_path / "model.second.onnx", providers=["CPUExecutionProvider"])
+    inside = session.get_modelmeta().custom_metadata_map
+    assert json.loads(inside["card"]) == card.verifier.model_dump(mode="json")
+    assert (inside["mpp"], inside["side"]) == ("0.25", "32")
+    for number in (1, 5):
+        crops = np.ascontiguousarray(tissue(*range(number))[:, :32, :32])
+        (found,) = session.run(["probability"], {"images": crops})
+        np.testing.assert_allclose(found, score_crops(second, crops), atol=1e-5, rtol=0)
+        assert found.shape == (number,)
+
+
+def test_the_stated_difference_of_the_second_stage_would_show_a_wrong_export(two_stages, tmp_path, monkeypatch):
+    from mitosis import export
+
+    _, card = load_model(two_stages)
+    second = load_verifier(two_stages, card)
+    right = export.export_second(second, card.verifier, tmp_path / "right.onnx")
+    assert right.max_difference < 1e-5
+    wrong = export.second_onnx(random_second(card.verifier.settings, 8), pixels=True)
+    monkeypatch.setattr(export, "second_onnx", lambda *_, **__: wrong)
+    assert export.export_second(second, card.verifier, tmp_path / "wrong.onnx").max_difference > 0.01
+
+
+def test_a_spatial_transformer_is_refused(tmp_path):
+    settings = VerifierConfig(width=4, crop=32, transformer=True)
+    card = VerifierCard(settings=settings, classes=CLASSES, threshold=0.4, count_threshold=0.5)
+    with pytest.raises(ConfigError, match="spatial transformer"):
+        export_second(Verifier.from_config(settings), card, tmp_path / "second.onnx")
+    assert not list(tmp_path.iterdir())
