@@ -209,7 +209,7 @@ def _tiatoolbox_count(job: Job) -> Callable[[], int]:
             self.network.load_state_dict(load_file(job["weights"]))
             self.eval()
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # its own is untyped
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.softmax(self.network(images), dim=1)[..., inner, inner]
 
         @staticmethod
