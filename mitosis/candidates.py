@@ -37,6 +37,7 @@ from mitosis.files import make_folder
 from mitosis.inference import Model, count_slide
 from mitosis.matching import MATCH_RADIUS_UM, match
 from mitosis.mining import SAFE_UM, read_marks
+from mitosis.regions import region_at
 from mitosis.runtime import versions
 from mitosis.slides import Slide, open_slide
 from mitosis.splits import TRAIN, VAL, check_leakage
@@ -208,7 +209,8 @@ class _Cutter:
         settings, card = self.config.verifier, self.model.card
         count = self.config.count.model_copy(update={"score_floor": settings.score_floor, "verify": False})
         with open_slide(source.path, source.mpp) as slide:
-            counted = count_slide(slide, source.slide_id, self.model, count, on_tiles=on_tiles)
+            region = region_at(source.region)
+            counted = count_slide(slide, source.slide_id, self.model, count, on_tiles=on_tiles, region=region)
             found, mpp = counted.candidates.sorted(), slide.mpp
             labels, missed = label_candidates(found.xy, figures, look_alikes, slide.mpp)
             if split == TRAIN:  # on validation slides every candidate has a say in the threshold

@@ -17,7 +17,7 @@ from mitosis.counting import CountReport
 from mitosis.errors import AnnotationError, MitosisError, SlideError
 from mitosis.files import sha256
 from mitosis.inference import StartedSlide, finish_slide, start_slide
-from mitosis.regions import read_region
+from mitosis.regions import region_at
 from mitosis.report import write_report
 from mitosis.results_folder import ResultsFolder
 from mitosis.slides import open_slide
@@ -161,7 +161,7 @@ class _Run:
         source = job.source
         with self._noting_failure(job):
             slide = job.opened.enter_context(open_slide(source.path, source.mpp))
-            region = read_region(source.region) if source.region else None
+            region = region_at(source.region)
             job.sha256 = sha256(source.path)
             own = {
                 "slide_mpp": slide.mpp,

@@ -20,6 +20,7 @@ from mitosis.errors import AnnotationError, MitosisError, PatchIndexError
 from mitosis.files import dump_json, make_folder, sha256, write_text
 from mitosis.patch_cutter import PatchCutter
 from mitosis.patches import Patch, PatchIndex
+from mitosis.regions import region_at
 from mitosis.slides import Slide, open_slide
 from mitosis.splits import assign_splits
 
@@ -34,7 +35,8 @@ class SlideRecord:
     ----------
     patches : tuple of Patch
     n_outside, n_ignored : int
-        Marks left out because they lie outside the slide, or are of a class that is neither figure nor look-alike.
+        Marks left out because they lie outside the slide or its region of interest, or are of a class that is
+        neither figure nor look-alike.
     n_unreadable : int
         Patches left out because a tile of the slide file is damaged there.
     error : str
@@ -140,6 +142,7 @@ def _reuse_or_cut(source: SlideSource, out: Path, config: ExtractConfig, threads
             "domain": source.domain,
             "mpp": slide.mpp,
             "marks_sha256": [_digest(path) for path in marks],
+            **({"roi_sha256": _digest(source.region)} if source.region else {}),
         }
         return _earlier(out, source.slide_id, key) or _cut(slide, source, out, config, key, threads)
 
@@ -182,10 +185,13 @@ def _cut(
         note.unlink(missing_ok=True)
     for part in ("images", "masks"):
         shutil.rmtree(make_folder(out / part / source.slide_id))
-    cutter = PatchCutter(slide, source, out, config, key["source_sha256"], loaded.annotations, workers=threads)
+    region = region_at(source.region)
+    marks = region.holding(loaded.annotations) if region else loaded.annotations
+    cutter = PatchCutter(slide, source, out, config, key["source_sha256"], marks, workers=threads)
     places = list(cutter.places(cutter.tissue))
     patches = cutter.cut(places)
-    record = SlideRecord(source.slide_id, patches, loaded.n_outside, loaded.n_ignored, len(places) - len(patches))
+    n_outside = loaded.n_outside + len(loaded.annotations) - len(marks)
+    record = SlideRecord(source.slide_id, patches, n_outside, loaded.n_ignored, len(places) - len(patches))
     make_folder(journal.parent)
     write_text(journal, dump_json({"key": key, "record": asdict(record)}))
     return record

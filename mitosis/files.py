@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,16 @@ from typing import Any, BinaryIO
 
 from mitosis.errors import OutputError
 
-__all__ = ["atomic_write", "dump_json", "make_folder", "safe_cell", "sha256", "write_json", "write_text"]
+__all__ = [
+    "appearing_folder",
+    "atomic_write",
+    "dump_json",
+    "make_folder",
+    "safe_cell",
+    "sha256",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
@@ -98,3 +108,19 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
 def safe_cell(text: str) -> str:
     """Programs run a cell that begins like a formula; an apostrophe in front makes it text again."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else text
+
+
+@contextmanager
+def appearing_folder(out: Path) -> Iterator[Path]:
+    """A folder that gets the name `out` when the block ends without an error, and is gone otherwise.
+
+    `out` may be there, if it is empty.
+    """
+    part = make_folder(out.absolute().parent) / f".{out.absolute().name}.part"
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    try:
+        yield make_folder(part)
+        make_folder(out).rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -11,10 +11,8 @@ that were not found look-alikes. A patch is called after slide, weights and plac
 import csv
 import io
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +27,11 @@ from mitosis.cohort import SlideSource
 from mitosis.config import Config, save_config
 from mitosis.errors import AnnotationError, ConfigError, PatchIndexError
 from mitosis.extraction import PatchCutter
-from mitosis.files import make_folder, sha256, write_json, write_text
+from mitosis.files import appearing_folder, sha256, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.matching import MATCH_RADIUS_UM, match
 from mitosis.patches import Patch, PatchIndex
+from mitosis.regions import read_region, region_at
 from mitosis.runtime import versions
 from mitosis.slides import Slide, open_slide
 from mitosis.splits import TRAIN
@@ -137,7 +136,7 @@ def mine(
     }
     if done := _finished(out, settings):
         return done
-    with _appearing(out) as folder:
+    with appearing_folder(out) as folder:
         miner = _Miner(model, config, settings, folder)
         for source in slides:
             miner.mine(source, read[source.slide_id][0], partial(on_tiles, source.slide_id))
@@ -175,12 +174,14 @@ def _of_training_cases(sources: Sequence[SlideSource], card: ModelCard) -> tuple
 
 
 def read_marks(source: SlideSource, earlier: Sequence[Path] = ()) -> tuple[Marks, dict[str, Any]]:
-    """The marks of a slide together with what was mined before, and what its patches depend on."""
+    """The marks of a slide, in its region of interest, with what was mined before, and what its patches depend on."""
     if source.annotations is None:
         raise AnnotationError(f"{source.path}: no marks to tell a false positive by. Name some with --annotations.")
     with open_slide(source.path, source.mpp) as slide:
         marks = load_annotations(source.annotations, source.slide_id, slide.dimensions, slide.mpp).annotations
         key = {"case_id": source.case_id, "domain": source.domain, "mpp": slide.mpp}
+    if source.region:
+        marks, key["roi_sha256"] = read_region(source.region).holding(marks), sha256(source.region)
     key["source_sha256"] = sha256(source.path)
     key["marks_sha256"] = [sha256(path) for path in find_annotations(source.annotations, source.slide_id)]
     tables = [(folder / "mined.csv").read_text(encoding="utf-8") for folder in earlier]
@@ -204,19 +205,6 @@ def _finished(out: Path, settings: dict[str, Any]) -> MiningResult | None:
     return result
 
 
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder that gets the name `out` when the block ends without an error, and is gone otherwise."""
-    part = make_folder(out.absolute().parent) / f".{out.absolute().name}.part"
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    try:
-        yield make_folder(part)
-        make_folder(out).rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 class _Miner:
     """What one run of mining holds while it goes."""
 
@@ -231,7 +219,7 @@ class _Miner:
     def mine(self, source: SlideSource, marks: Marks, on_tiles: Callable[[int, int], None]) -> None:
         """Find and cut the false positives of a slide."""
         with open_slide(source.path, source.mpp) as slide:
-            places, counts = self._find(slide, source.slide_id, marks, on_tiles)
+            places, counts = self._find(slide, source, marks, on_tiles)
             patches = self._cut(slide, source, marks, places)
         judged = Counter(self.decision(place) for place in places)
         counts |= {"n_judged_figure": judged[FIGURE], "n_unsure": judged[UNSURE]}
@@ -241,12 +229,14 @@ class _Miner:
         self.patches += patches
 
     def _find(
-        self, slide: Slide, slide_id: str, marks: Marks, on_tiles: Callable[[int, int], None]
+        self, slide: Slide, source: SlideSource, marks: Marks, on_tiles: Callable[[int, int], None]
     ) -> tuple[list[_Place], dict[str, int]]:
         """The false positives that may be mined, best first, and how many detections are something else."""
         threshold, digest, limit = (self.settings[key] for key in ("threshold", "model_sha256", "max_per_slide"))
         count = self.config.count.model_copy(update={"score_floor": threshold})
-        found = count_slide(slide, slide_id, self.model, count, on_tiles=on_tiles).candidates.sorted()
+        region, slide_id = region_at(source.region), source.slide_id
+        counted = count_slide(slide, slide_id, self.model, count, on_tiles=on_tiles, region=region)
+        found = counted.candidates.sorted()
         figures = [(mark.x, mark.y) for mark in marks if mark.label is Label.MITOTIC_FIGURE]
         wrong = found[match(figures, found.xy, MATCH_RADIUS_UM / slide.mpp).unmatched_found]
         away_um = np.full(len(wrong), np.inf)

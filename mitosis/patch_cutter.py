@@ -21,6 +21,7 @@ from mitosis.files import atomic_write, make_folder
 from mitosis.geometry import Box, area_mm2, grid_dimensions, tile_grid
 from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE, NUCLEUS_RADIUS_UM, draw_mask, save_mask
 from mitosis.patches import BACKGROUND, HARD_NEGATIVE, MITOTIC, Patch
+from mitosis.regions import Region, region_at
 from mitosis.slides import Slide, read_at_mpp
 from mitosis.stain import measure_stain
 from mitosis.tissue import TissueMask, find_tissue
@@ -63,8 +64,14 @@ class PatchCutter:
 
     @cached_property
     def tissue(self) -> TissueMask:
-        """Tissue of the slide."""
-        return find_tissue(self.slide)
+        """Tissue of the slide, or of its region of interest."""
+        tissue = find_tissue(self.slide)
+        return self.region.tissue_in(tissue) if self.region else tissue
+
+    @cached_property
+    def region(self) -> Region | None:
+        """The region of interest: nobody looked at what lies outside, so masks ignore it."""
+        return region_at(self.source.region)
 
     @cached_property
     def stain(self) -> str:
@@ -140,6 +147,8 @@ class PatchCutter:
         marks = [self.marks[number] for number in near]
         mask = draw_mask(marks, whole, self.config.mpp, self.slide.mpp, pixels)[inner, inner]
         self._ignore_unclear(mask, box)
+        if self.region:
+            mask[~self.region.pixels_in(box, self.ratio)] = IGNORE
         return _Piece(place, _encode(np.ascontiguousarray(pixels[inner, inner])), mask)
 
     def _ignore_unclear(self, mask: NDArray[np.uint8], box: Box) -> None:

@@ -111,8 +111,9 @@ def measure_stain(slide: Slide, tissue: TissueMask, mpp: float) -> StainLevels:
     `USUAL` where there is no tissue, so that nothing is changed.
     """
     ratio = mpp / slide.mpp
-    tiles = tile_grid(grid_dimensions(slide.dimensions, slide.mpp, mpp), mpp, _BLOCK)
-    boxes = [tile.window for tile in tiles if tissue.area_mm2_in([edge * ratio for edge in tile.window]) > 0]
+    windows = [tile.window for tile in tile_grid(grid_dimensions(slide.dimensions, slide.mpp, mpp), mpp, _BLOCK)]
+    areas = tissue.areas_mm2_in(np.multiply(windows, ratio))
+    boxes = [window for window, area in zip(windows, areas.tolist(), strict=True) if area > 0]
     counts = np.zeros((3, 256), dtype=np.int64)
     for box in _spread(boxes):
         pixels = read_at_mpp(slide, box, mpp).reshape(-1, 3)

@@ -602,7 +602,7 @@ def test_marks_that_cannot_be_used_are_warned_of(slides, model_folder, tmp_path)
     code, _, err = run("extract", slides, "--annotations", slides, "--out", tmp_path / "patches", *SMALL)
     assert code == 0
     assert err.splitlines() == [
-        "Warning: 1 marks outside their slide were left out.",
+        "Warning: 1 marks outside their slide or its region of interest were left out.",
         "Warning: 1 marks of other classes were left out.",
     ]
     assert run("count", slides, "--model", model_folder, "--out", tmp_path / "results", *TILES)[0] == 0

@@ -1,6 +1,8 @@
 """Extraction: what lies in the folder agrees with the slides, and a second run does only what is missing."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from mitosis.annotations import Annotation, Label
 from mitosis.cohort import SlideSource
 from mitosis.config import ExtractConfig
 from mitosis.errors import OutputError, PatchIndexError
-from mitosis.extraction import PatchCutter
+from mitosis.extraction import PatchCutter, extract_patches
 from mitosis.files import sha256
 from mitosis.geometry import Box
 from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE
@@ -351,3 +353,39 @@ def test_an_unclear_nucleus_is_ignored_and_takes_nothing_from_the_marks(tmp_path
     assert patch.px_ignore == (mask == IGNORE).sum()
     assert (unclear / "images/a/p.png").read_bytes() == (plain / "images/a/p.png").read_bytes()
     assert (unclear / "marks/a.csv").read_text() == "x,y,label\n100.000,100.000,mitotic figure\n"
+
+
+def test_outside_a_region_of_interest_nothing_is_cut_and_masks_ignore(slides_folder, tmp_path):
+    """The left part of a slide: its figures alone, its tiles alone, and what a patch has of the other half is 255."""
+    half, edge = tmp_path / "half.geojson", 150
+    ring = [[0, 0], [edge, 0], [edge, SIDE], [0, SIDE], [0, 0]]
+    half.write_text(json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}))
+    source = SlideSource(slides_folder / "A01.png", "A01", "A", "", MPP, slides_folder)
+    (whole,) = extract_patches([source], tmp_path / "whole", EXTRACT)
+    (part,) = extract_patches([replace(source, region=half)], tmp_path / "part", EXTRACT)
+    places = np.loadtxt(slides_folder / "A01.csv", delimiter=",", skiprows=1, usecols=(0, 1))
+    n_beyond = int((places[:, 0] > edge).sum())
+    assert n_beyond
+    assert part.n_outside == n_beyond
+    assert (
+        sum(not patch.on_grid for patch in whole.patches) - sum(not patch.on_grid for patch in part.patches) == n_beyond
+    )
+    assert {patch.x < edge for patch in part.patches} == {True}
+    index = PatchIndex.read(tmp_path / "part")
+    crossing = [patch for patch in index.patches if patch.box.x1 > edge]
+    assert crossing
+    for patch in crossing:
+        mask = index.read_mask(patch)
+        column = edge - patch.box.x0
+        assert (mask[:, column:] == IGNORE).all()
+        assert not (mask[:, :column] == IGNORE).all()
+
+
+def test_a_region_that_changed_cuts_a_slide_anew(slides_folder, tmp_path):
+    region = tmp_path / "roi.geojson"
+    source = SlideSource(slides_folder / "A01.png", "A01", "A", "", MPP, slides_folder, region)
+    for edge, reused in ((100, False), (100, True), (200, False)):
+        ring = [[0, 0], [edge, 0], [edge, SIDE], [0, SIDE], [0, 0]]
+        region.write_text(json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}))
+        (record,) = extract_patches([source], tmp_path / "out", EXTRACT)
+        assert (record.error, record.reused) == ("", reused)

@@ -35,7 +35,7 @@ from mitosis.errors import AnnotationError, ConfigError, OutputError, PatchIndex
 from mitosis.files import sha256
 from mitosis.inference import Model
 from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE
-from mitosis.mining import SAFE_UM, mine, read_review
+from mitosis.mining import SAFE_UM, mine, read_marks, read_review
 from mitosis.patches import PatchIndex
 from mitosis.validation import check_patches
 
@@ -69,9 +69,10 @@ def name_of(x, y, slide="A01", digest=DIGEST):
 @pytest.fixture
 def detected(monkeypatch):
     """What the model finds on each slide, {name: {(x, y): score}}, to be changed by a test, and on what it was run."""
-    oracle = SimpleNamespace(found={name: dict(places) for name, places in FOUND.items()}, seen=[])
+    oracle = SimpleNamespace(found={name: dict(places) for name, places in FOUND.items()}, seen=[], regions=[])
 
-    def count_slide(_slide, name, model, config, **_):
+    def count_slide(_slide, name, model, config, region=None, **_):
+        oracle.regions.append(region)
         oracle.seen.append((name, model.card.weights_sha256))
         found = {place: score for place, score in oracle.found[name].items() if score >= config.score_floor}
         places = np.array(list(found), dtype=float).reshape(-1, 2)
@@ -683,7 +684,7 @@ def test_rounds_go_on_where_they_were_stopped(words, by_round, tmp_path, monkeyp
     assert not (out / "round-2").exists()
     by_round.seen.clear()
     with monkeypatch.context() as patched:  # in the mining of the second round
-        patched.setattr("mitosis.extraction.save_mask", stopped)
+        patched.setattr("mitosis.patch_cutter.save_mask", stopped)
         assert cli(*words, "--out", out, *ROUNDS)[0] == 130
     assert len({digest for _, digest in by_round.seen}) == 1  # the first round was not mined again
     assert list((out / "round-2").iterdir()) == []
@@ -735,3 +736,17 @@ def test_rounds_with_other_settings_are_refused(words, tmp_path):
     assert "other settings" in err
     code, _, err = cli(*words, "--out", tmp_path / "out", *ROUNDS, "--max-per-slide", 1)
     assert "mined with other max_per_slide" in err
+
+
+def test_a_region_of_interest_is_handed_on_and_only_its_marks_are_known(fields, detected, tmp_path):
+    """Outside nobody looked: neither a mark nor a false positive."""
+    roi = tmp_path / "roi.geojson"
+    ring = [[0, 0], [100, 0], [100, 256], [0, 256], [0, 0]]
+    roi.write_text(json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}))
+    source = replace(sources_of(fields)[0], region=roi)
+    marks, key = read_marks(source)
+    assert [(mark.x, mark.y) for mark in marks] == [FIGURES[0]]
+    assert key["roi_sha256"] == sha256(roi)
+    assert "roi_sha256" not in read_marks(sources_of(fields)[0])[1]
+    mine([source], MODEL, tmp_path / "mined", TINY)
+    assert [region.outlines[0].bounds for region in detected.regions] == [(0, 0, 100, 256)]

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from shapely.geometry import Polygon, box
 
+from mitosis.annotations import Annotation, Label
 from mitosis.errors import AnnotationError
 from mitosis.files import dump_json, sha256
-from mitosis.regions import Region, read_region
+from mitosis.geometry import Box
+from mitosis.regions import Region, read_region, region_at
 from mitosis.tissue import TissueMask
 
 WHOLE = TissueMask(np.ones((8, 10), bool), 8.0, 0.5, (160, 128))
@@ -61,6 +63,23 @@ def test_a_region_makes_no_tissue_and_may_reach_over_the_slide():
     tissue = TissueMask(mask, 8.0, 0.5, (160, 128))
     assert np.array_equal(Region((box(-500, -500, 900, 900),)).tissue_in(tissue).mask, mask)
     assert Region((box(500, 500, 900, 900),)).tissue_in(tissue).area_mm2 == 0
+
+
+def test_a_window_sees_its_part_of_the_region():
+    region = Region((Polygon(ring(20, 10, 60, 50), [ring(30, 20, 40, 30)]),))
+    whole = region.pixels_in(Box(0, 0, 40, 32), 2.0)
+    assert whole.sum() == 20 * 20 - 5 * 5
+    assert np.array_equal(region.pixels_in(Box(8, 3, 31, 20), 2.0), whole[3:20, 8:31])
+    beyond = region.pixels_in(Box(-4, -4, 12, 12), 2.0)
+    assert not beyond[:4].any()
+    assert np.array_equal(beyond[4:, 4:], whole[:12, :12])
+
+
+def test_marks_are_held_where_they_lie_inside():
+    region = Region((box(0, 0, 10, 10), box(20, 0, 30, 10)))
+    marks = [Annotation(x, 5.0, Label.MITOTIC_FIGURE) for x in (5.0, 15.0, 25.0)]
+    assert region.holding(marks) == (marks[0], marks[2])
+    assert region_at(None) is None
 
 
 @pytest.mark.parametrize(

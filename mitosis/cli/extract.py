@@ -25,7 +25,7 @@ def extract(
     manifest: Annotated[
         Path | None,
         typer.Option(
-            "--manifest", help="CSV with the columns slide, case, domain, mpp, annotations instead of SLIDES."
+            "--manifest", help="CSV with the columns slide, case, domain, mpp, annotations, roi instead of SLIDES."
         ),
     ] = None,
     mpp: Mpp = None,
@@ -67,7 +67,7 @@ def _tell(done: "list[SlideRecord]", out: Path) -> int:
     for record in failed:
         typer.echo(f"Error: {record.error}", err=True)
     for what, number in (
-        ("marks outside their slide were left out", sum(record.n_outside for record in done)),
+        ("marks outside their slide or its region of interest were left out", sum(record.n_outside for record in done)),
         ("marks of other classes were left out", sum(record.n_ignored for record in done)),
         ("patches were left out because the slide file is damaged there", sum(record.n_unreadable for record in done)),
     ):
