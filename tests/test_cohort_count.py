@@ -67,7 +67,10 @@ def test_each_slide_gets_a_folder_and_a_line(slides_folder, tmp_path):
         content = json.loads((tmp_path / "out" / name / "count.json").read_text())
         assert (content["slide"], content["mitotic_count"]) == (name, 6)
     assert [(now.slide, now.n_done) for now in told if not now.part] == [("A01", 1), ("A02", 2), ("B01", 3)]
-    assert [now.part for now in told if now.slide == "A02"] == [*(n / 9 for n in range(1, 10)), 0.0]
+    *parts, done = [now.part for now in told if now.slide == "A02"]
+    assert len(parts) >= 9
+    assert parts == [n / len(parts) for n in range(1, len(parts) + 1)]
+    assert done == 0
     tissue = sum(result.report.tissue_mm2 for result in results.values())
     assert (told[-1].n_slides, told[-1].n_before, told[-1].counted_mm2) == (3, 0, pytest.approx(tissue))
 

@@ -234,8 +234,8 @@ def test_with_its_settings_at_0_no_other_scanner_is_drawn(index, monkeypatch):
 
     draws = [Draw(row, 0, 0) for row in range(6)]
     before = items(index, draws)
-    for name in ("window_side", "mix_amplitudes", "vary_colours", "rescan"):
-        monkeypatch.setattr(f"mitosis.dataset.{name}", fail)
+    for name in ("dataset.window_side", "dataset.mix_amplitudes", "domains.vary_colours", "domains.rescan"):
+        monkeypatch.setattr(f"mitosis.{name}", fail)
     after = items(index, draws)
     assert all(same(*pairs) for pairs in zip(before, after, strict=True))
     for setting, value in SCANNERS.items():
