@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mitosis.crops import CLASSES, FIGURE
-from mitosis.engines import OPSET, Precision, to_input
+from mitosis.engines import OPSET, Precision, openvino_core, to_input
 from mitosis.verifier import Verifier
 
 __all__ = ["SECOND_ENGINES", "EngineVerifier", "second_in_engine", "second_onnx"]
@@ -63,7 +63,7 @@ class _Probabilities(nn.Module):
 
 
 def _openvino(network: Verifier, precision: Precision) -> Run:
-    core = import_module("openvino").Core()
+    core = openvino_core()
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
