@@ -1,9 +1,7 @@
 """Patches as the network sees them: cut to size, augmented, the same for any number of loader workers."""
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ from mitosis.masks import MITOTIC_FIGURE, NON_MITOTIC_FIGURE
 from mitosis.minority import FigureBank, interpolate, paste
 from mitosis.patches import MITOTIC, Patch, PatchIndex
 from mitosis.sampling import Draw
+from mitosis.threads import in_threads
 
 __all__ = ["Item", "PatchDataset", "load_batches"]
 
@@ -177,11 +176,4 @@ def _load_ahead(dataset: PatchDataset, batches: Sequence[Sequence[Draw]]) -> Ite
         images, masks = default_collate([dataset[draw] for draw in batch])
         return (images.pin_memory(), masks.pin_memory()) if torch.cuda.is_available() else (images, masks)
 
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(load, batch))
-            if len(waiting) > 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return in_threads(load, batches, 1, ahead=2)

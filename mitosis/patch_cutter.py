@@ -1,13 +1,11 @@
 """Patches out of an open slide: where they lie, their pixels and their masks."""
 
 import struct
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import shapely
@@ -24,13 +22,12 @@ from mitosis.patches import BACKGROUND, HARD_NEGATIVE, MITOTIC, Patch
 from mitosis.regions import Region, region_at
 from mitosis.slides import Slide, read_at_mpp
 from mitosis.stain import measure_stain
+from mitosis.threads import in_threads
 from mitosis.tissue import TissueMask, find_tissue
 
 __all__ = ["PatchCutter"]
 
 Place = tuple[str, Box, bool]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 # A nucleus that a patch cuts must get the mask it would get whole: masks are drawn with this much more, µm. No point
 # changes the mask further away than that.
@@ -131,7 +128,11 @@ class PatchCutter:
         for part in ("images", "masks"):
             make_folder(self.out / part / self.source.slide_id)
         write_points(make_folder(self.out / "marks") / f"{self.source.slide_id}.csv", self.marks)
-        return tuple(self._write(piece) for piece in _in_threads(self._look_at, places, self.workers) if piece)
+        return tuple(self._write(piece) for piece in self._looked_at(places) if piece)
+
+    def _looked_at(self, places: Iterable[Place]) -> Iterator[_Piece | None]:
+        n = self.workers if self.workers > 1 else 0
+        return in_threads(self._look_at, places, n, ahead=2 * n)
 
     def _look_at(self, place: Place) -> _Piece | None:
         """What there is to write; a damaged place gives nothing."""
@@ -227,17 +228,3 @@ def _encode(pixels: NDArray[np.uint8]) -> bytes:
 def _chunk(kind: bytes, content: bytes) -> bytes:
     checksum = isal_zlib.crc32(content, isal_zlib.crc32(kind))
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-
-def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], n: int) -> Iterator[Result]:
-    """What `work` makes of each item, in order; with several threads these are up to two items each ahead."""
-    if n <= 1:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(n) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 2 * n:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)

@@ -2,12 +2,10 @@
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +21,12 @@ from mitosis.runtime import choose_device, versions
 from mitosis.second_engine import second_in_engine
 from mitosis.slides import BadTile, Slide, read_at_mpp
 from mitosis.stain import StainLevels
+from mitosis.threads import in_threads
 from mitosis.tissue import TissueMask
 from mitosis.unet import UNet
 from mitosis.verifier import Verifier
 
 __all__ = ["Finder", "Found", "Model", "check_tile_size", "find_in_tiles", "read_ahead", "tiles_on"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,8 @@ def find_in_tiles(
         return Found(len(seen[0]), concatenate(parts))
 
     batches = read_ahead(slide, tiles, config, stain)
-    yield from _in_threads(search, ((batch, engine(images)) for batch, images in batches), min(config.workers, 1))
+    n = min(config.workers, 1)
+    yield from in_threads(search, ((batch, engine(images)) for batch, images in batches), n, ahead=n)
 
 
 def read_ahead(
@@ -214,18 +211,4 @@ def read_ahead(
         images = np.stack([read_at_mpp(slide, tile.window, tile.mpp) for tile in batch])
         return batch, stain.normalise(images) if stain else images
 
-    return _in_threads(read, batches, config.workers)
-
-
-def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], n: int) -> Iterator[Result]:
-    """What `work` makes of each item, in order, by `n` threads that are up to `n` items ahead; with 0 by the caller."""
-    if not n:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(n) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > n:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+    return in_threads(read, batches, config.workers, ahead=config.workers)

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark_figure import peak_mb
+
 __all__ = ["WORKERS", "Apart", "run_apart"]
 
 Job = Mapping[str, Any]
@@ -256,21 +258,11 @@ def _cpu_s() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def _peak_mb() -> float:
-    """`ru_maxrss` of Linux begins with what the process that started this one held, so there the system is asked."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
 def _main(worker: str, job: str) -> None:
     work = WORKERS[worker](json.loads(job))
     wall, cpu = time.perf_counter(), _cpu_s()
     n = work()
-    print(json.dumps(asdict(Apart(time.perf_counter() - wall, _cpu_s() - cpu, _peak_mb(), n))))
+    print(json.dumps(asdict(Apart(time.perf_counter() - wall, _cpu_s() - cpu, peak_mb(), n))))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Run as a script it counts one slide in a process of its own and says what that t
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_figure import Figure
+from benchmark_figure import Figure, peak_mb
 from large_slides import write_large_slide
 from numpy.typing import NDArray
 
@@ -224,24 +223,10 @@ def _count_here(path: Path, weights: Path, config: CountConfig) -> Apart:
         taken = Taken.by(lambda: counts.append(count_slide(slide, path.stem, model, config)))
     return Apart(
         **asdict(taken),
-        peak_mb=_peak_mb(),
+        peak_mb=peak_mb(),
         tissue_mm2=counts[0].tissue.area_mm2,
         n_candidates=len(counts[0].candidates),
     )
-
-
-def _peak_mb() -> float:
-    """Most memory that this process has held at once, MB of 10⁶ bytes.
-
-    `ru_maxrss` of Linux begins with what the process that started this one held, so there the system is asked in
-    another way.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def save_random_model(folder: Path, path: Path) -> ModelCard:

@@ -236,7 +236,7 @@ def test_memory_is_that_of_a_process_that_does_nothing_else(tmp_path: Path, mode
     path = large_slides.write_large_slide(tmp_path, 1024)
     held = np.ones(100_000_000)  # 800 MB of this process are not its child's
     count = benchmark_slide.count_apart(path, model_folder, CountConfig(tile_size=128, engine="torch"))
-    assert 50 < count.peak_mb < 700 + benchmark_slide._peak_mb() - held.nbytes / 1e6
+    assert 50 < count.peak_mb < 700 + benchmark_slide.peak_mb() - held.nbytes / 1e6
     assert count.cpu_s > 0 < count.wall_s
     assert count.tissue_mm2 == pytest.approx(0.065 * large_slides.TISSUE_SHARE, rel=0.5)
 

@@ -1,12 +1,9 @@
 """Cutting patches: threads change nothing, marks far away neither, and images are kept to the pixel."""
 
 import io
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import shapely
 from conftest import EXTRACT, MPP, ArraySlide, add_slide, contents, damage_tiles, draw_field, extract, save_tiff
 from hypothesis import given
@@ -17,7 +14,7 @@ from mitosis.annotations import Annotation, Label
 from mitosis.cohort import SlideSource
 from mitosis.geometry import Box
 from mitosis.masks import draw_mask
-from mitosis.patch_cutter import PatchCutter, _encode, _in_threads
+from mitosis.patch_cutter import PatchCutter, _encode
 from mitosis.slides import read_at_mpp
 
 BOX = Box(64, 80, 128, 144)
@@ -79,25 +76,3 @@ def test_tissue_is_hardly_larger_than_others_write_it_and_glass_is_small() -> No
     Image.fromarray(FIELD).save(usual, "PNG", compress_level=1)
     assert len(_encode(FIELD)) < 1.1 * len(usual.getvalue())
     assert len(_encode(np.full((256, 256, 3), 243, np.uint8))) < 2000
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 5])
-def test_work_of_threads_comes_in_order_and_little_of_it_waits(n: int) -> None:
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(30):
-            taken.append(number)
-            yield number
-
-    seen = []
-    for result in _in_threads(lambda number: (number, threading.get_ident()), items(), n):
-        seen.append(result)
-        assert len(taken) - len(seen) <= 2 * n
-    assert [number for number, _ in seen] == list(range(30))
-    assert (threading.get_ident() in {thread for _, thread in seen}) == (n < 2)
-
-
-def test_what_fails_in_a_thread_fails_here() -> None:
-    with pytest.raises(ZeroDivisionError):
-        list(_in_threads(lambda number: 1 // number, [2, 1, 0], 2))

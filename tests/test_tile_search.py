@@ -1,6 +1,5 @@
 """Which tiles a slide's tissue needs, and the order in which threads hand on what they did."""
 
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,7 @@ from mitosis.config import CountConfig
 from mitosis.detections import reach_px
 from mitosis.geometry import grid_dimensions
 from mitosis.slides import read_at_mpp
-from mitosis.tile_search import _in_threads, read_ahead, tiles_on
+from mitosis.tile_search import read_ahead, tiles_on
 from mitosis.tissue import TissueMask
 
 STRIDE, MARGIN = 4, 6  # of the network
@@ -102,38 +101,3 @@ def test_tiles_begin_where_tissue_does():
     tiles = tiles_on(mask_of(pixels, (1280, 1280)), model(0.5), CountConfig(tile_size=192))
     # 17 px before and after, in blocks of 16
     assert [tile.core for tile in tiles] == [(16, 48, 128, 160), (448, 368, 560, 480)]
-
-
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_threads_keep_the_order_and_run_a_little_ahead(n):
-    asked, barrier = [], threading.Event()
-
-    def items():
-        for item in range(10):
-            asked.append(item)
-            yield item
-
-    def work(item):
-        if item == 0 and n > 1:
-            barrier.wait(10)  # the first is done last
-        elif item == 1:
-            barrier.set()
-        return item * item
-
-    done = _in_threads(work, items(), n)
-    assert next(done) == 0
-    assert len(asked) == n + 1
-    assert list(done) == [item * item for item in range(1, 10)]
-
-
-@pytest.mark.parametrize("n", [0, 2])
-def test_what_fails_in_a_thread_is_raised(n):
-    def work(item):
-        if item == 3:
-            raise ValueError("item 3")
-        return item
-
-    done = _in_threads(work, range(10), n)
-    assert [next(done) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="item 3"):
-        next(done)
