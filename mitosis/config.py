@@ -108,9 +108,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
-        stride = 2**self.network.depth
-        if self.train.crop % stride:
-            raise ValueError(f"train.crop ({self.train.crop}) must be a multiple of 2 ** network.depth ({stride})")
+        if self.train.crop % self.network.stride:
+            raise ValueError(
+                f"train.crop ({self.train.crop}) must be a multiple of network.stem * 2 ** network.depth "
+                f"({self.network.stride})"
+            )
         return self
 
 

@@ -50,7 +50,10 @@ def network_cost(shapes: Mapping[str, Sequence[int]]) -> Cost:
         As in a ``state_dict``, or in the head of a safetensors file.
     """
     depth = len({name.split(".")[1] for name in shapes if name.startswith("up.")})
-    per_pixel = sum(math.prod(shape) / 4 ** _level(name, depth) for name, shape in shapes.items() if len(shape) == 4)
+    side = shapes["down.0.0.weight"][2]
+    stem = side // 2 if side > 3 else 1  # a stem's first convolution is twice as wide as its squares
+    per_place = sum(math.prod(shape) / 4 ** _level(name, depth) for name, shape in shapes.items() if len(shape) == 4)
+    per_pixel = per_place / stem**2
     return Cost(count_parameters(shapes), 2 * per_pixel * 1e6 / 1e9)
 
 

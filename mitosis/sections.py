@@ -42,8 +42,16 @@ class NetworkConfig(Section):
     """Two a level: 3x3 convolutions, depthwise and pointwise ones (MobileNet) or inverted residuals (MobileNetV2)."""
     expansion: Annotated[int, Field(ge=1, le=8)] = 4
     """Hidden channels of an inverted block for each that goes out; MobileNetV2 has 6, fewer where it is small."""
+    stem: Literal[1, 2, 4] = 1
+    """Side of the squares that the first level sees as one place, px: 2 makes a network of a width four times as cheap.
+    """
     normalise_stain: bool = True
     """Bring each slide to usual stain levels; not for images of a few hundred px, whose levels say what is on them."""
+
+    @property
+    def stride(self) -> int:
+        """Sides of what goes through the network must be multiples of this, px."""
+        return self.stem << self.depth
 
 
 class JitterConfig(Section):
@@ -68,7 +76,7 @@ class TrainConfig(JitterConfig):
     steps: Count = 3000
     batch_size: Count = 16
     crop: Annotated[int, Field(ge=16, le=4096)] = 192
-    """Side of the square cut out of a patch for a batch, px; a multiple of 2 ** network depth."""
+    """Side of the square cut out of a patch for a batch, px; a multiple of the network's stride."""
     sampler: str = "oversample"
     figure_share: Fraction = 0.5
     """Share of a batch that holds a mitotic figure (samplers `oversample`, `undersample…`, `combined`)."""

@@ -17,6 +17,12 @@ def _normalised(n_in: int, n_out: int, side: int = 3, groups: int = 1) -> list[n
     return [convolution, nn.BatchNorm2d(n_out)]
 
 
+def _stem(width: int, stem: int) -> list[nn.Module]:
+    """The first block where a place of the first level is a square of `stem` px: it sees half a square around it."""
+    convolution = nn.Conv2d(3, width, 2 * stem, stride=stem, padding=stem // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+
+
 def _plain(n_in: int, n_out: int, expansion: int) -> list[nn.Module]:  # noqa: ARG001 (signature of BLOCKS)
     return [*_normalised(n_in, n_out), nn.ReLU(inplace=True)]
 
@@ -81,15 +87,24 @@ class UNet(nn.Module):
         convolution would see each of the three colours by itself.
     expansion : int
         Of "inverted" blocks: hidden channels for each that goes out.
+    stem : int
+        Side of the squares that the first level sees as one place, px. With 2 the network costs a quarter of what it
+        would; the head gives each px of a square logits of its own again (sub-pixel convolution).
 
     References
     ----------
     U-Net: Ronneberger, Fischer, Brox, MICCAI 2015, arXiv 1505.04597. Separable: Howard et al., MobileNets, arXiv
-    1704.04861. Inverted: Sandler et al., MobileNetV2, arXiv 1801.04381.
+    1704.04861. Inverted: Sandler et al., MobileNetV2, arXiv 1801.04381. Sub-pixel: Shi et al., arXiv 1609.05158.
     """
 
     def __init__(
-        self, width: int = 16, depth: int = 3, classes: int = 2, block: str = "plain", expansion: int = 4
+        self,
+        width: int = 16,
+        depth: int = 3,
+        classes: int = 2,
+        block: str = "plain",
+        expansion: int = 4,
+        stem: int = 1,
     ) -> None:
         super().__init__()
         self.width: int = width
@@ -97,40 +112,42 @@ class UNet(nn.Module):
         self.classes: int = classes
         self.block: str = block
         self.expansion: int = expansion
+        self.stem: int = stem
         channels = [width * 2**level for level in range(depth + 1)]
-        self.down = nn.ModuleList(
-            self._pair(block if level else "plain", n_in, n_out)
-            for level, (n_in, n_out) in enumerate(zip([3, *channels], channels, strict=False))
-        )
+        begin = _stem(width, stem) if stem > 1 else _plain(3, width, expansion)
+        self.down = nn.ModuleList([nn.Sequential(*begin, *self._block(width, width))])
+        self.down.extend(self._pair(channels[level], channels[level + 1]) for level in range(depth))
         self.up = nn.ModuleList(
-            self._pair(block, channels[level] + channels[level + 1], channels[level])
-            for level in reversed(range(depth))
+            self._pair(channels[level] + channels[level + 1], channels[level]) for level in reversed(range(depth))
         )
-        self.head = nn.Conv2d(width, classes, 1)
+        self.head = nn.Conv2d(width, classes * stem**2, 1)
 
-    def _pair(self, first: str, n_in: int, n_out: int) -> nn.Sequential:
-        """The two blocks of a level, the first of a kind of its own."""
-        kinds = ((first, n_in), (self.block, n_out))
-        return nn.Sequential(*(layer for kind, n in kinds for layer in BLOCKS[kind](n, n_out, self.expansion)))
+    def _block(self, n_in: int, n_out: int) -> list[nn.Module]:
+        return BLOCKS[self.block](n_in, n_out, self.expansion)
+
+    def _pair(self, n_in: int, n_out: int) -> nn.Sequential:
+        """The two blocks of a level."""
+        return nn.Sequential(*self._block(n_in, n_out), *self._block(n_out, n_out))
 
     @classmethod
     def from_config(cls, config: NetworkConfig) -> "UNet":
         """The network that the settings describe, with fresh weights."""
-        return cls(config.width, config.depth, config.classes, config.block, config.expansion)
+        return cls(config.width, config.depth, config.classes, config.block, config.expansion, config.stem)
 
     @property
     def stride(self) -> int:
         """A tile's place and side must be multiples of this, px."""
-        return 1 << self.depth
+        return self.stem << self.depth
 
     @property
     def margin(self) -> int:
         """Context a pixel's logits depend on, px on each side: the receptive radius, rounded up to the stride.
 
         The two 3x3 convolutions of a level reach ``2 * 2 ** k`` on the way down and the same on the way up; pooling and
-        upsampling add the position inside a square that is pooled. In all ``7 * 2 ** depth - 5``.
+        upsampling add the position inside a square that is pooled. In all ``7 * 2 ** depth - 5``, or as many squares of
+        a stem, of which the outermost counts half as the stem sees no more of it, and the position inside the own one.
         """
-        radius = 7 * self.stride - 5
+        radius = self.stem * (7 * 2**self.depth - 5) + max(self.stem // 2 - 1, 0)
         return -(-radius // self.stride) * self.stride
 
     def forward(self, images: Tensor) -> Tensor:
@@ -145,4 +162,4 @@ class UNet(nn.Module):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, skips.pop()], dim=1))
         logits: Tensor = self.head(x)
-        return logits
+        return functional.pixel_shuffle(logits, self.stem) if self.stem > 1 else logits

@@ -82,9 +82,11 @@ def check_patches(index: PatchIndex, config: Config) -> None:
     if config.train.crop > size:
         raise PatchIndexError(f"{folder}: patches of {size} px are smaller than train.crop = {config.train.crop}.")
     next(epochs(PatchPool.of(index.where(lambda patch: patch.split == TRAIN)), config.train))
-    stride = 2**config.network.depth
-    if size % stride:
-        raise PatchIndexError(f"{folder}: patches of {size} px do not fit a network of depth {config.network.depth}.")
+    if size % config.network.stride:
+        raise PatchIndexError(
+            f"{folder}: patches of {size} px do not fit a network of depth {config.network.depth} and stem "
+            f"{config.network.stem}."
+        )
 
 
 def score_patches(

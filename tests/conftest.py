@@ -182,7 +182,7 @@ def index(patches_folder):
     return PatchIndex.read(patches_folder)
 
 
-def busy_network(depth=2, width=4, seed=0, classes=2, block="plain"):
+def busy_network(depth=2, width=4, seed=0, classes=2, block="plain", stem=1):
     """A network with random weights whose output varies a lot and hangs on everything within its margin."""
     import torch
 
@@ -190,7 +190,7 @@ def busy_network(depth=2, width=4, seed=0, classes=2, block="plain"):
     from mitosis.unet import UNet
 
     torch.manual_seed(seed)
-    network = UNet(width, depth, classes, block)
+    network = UNet(width, depth, classes, block, stem=stem)
     places = random_places(6, seed, 128, 128)
     field = to_input(torch.from_numpy(draw_field(places[:4], places[4:], 128, 128)[np.newaxis]))
     with torch.no_grad():
@@ -201,7 +201,7 @@ def busy_network(depth=2, width=4, seed=0, classes=2, block="plain"):
         spread, mean = torch.std_mean(logits[:, 1] - logits[:, 0])
         network.head.weight.mul_(2.0 / spread)
         network.head.bias.mul_(2.0 / spread)
-        network.head.bias[0] += 2.0 * mean / spread + 2.0
+        network.head.bias[: stem**2] += 2.0 * mean / spread + 2.0
     return network
 
 
@@ -209,7 +209,7 @@ def save_network(network, folder, threshold=0.5):
     """A model folder; gives its card."""
     from mitosis.checkpoints import ModelCard, save_model
 
-    names = ("width", "depth", "classes", "block", "expansion")
+    names = ("width", "depth", "classes", "block", "expansion", "stem")
     shape = NetworkConfig(normalise_stain=False, **{name: getattr(network, name) for name in names})
     card = ModelCard(network=shape, classes=("background", "mitotic figure"), mpp=MPP, threshold=threshold)
     folder.mkdir(exist_ok=True)

@@ -16,9 +16,12 @@ def shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize(("width", "depth", "classes", "expansion"), [(3, 1, 2, 4), (4, 2, 3, 1), (2, 4, 2, 6)])
-def test_torch_counts_the_same(width: int, depth: int, classes: int, expansion: int, block: str) -> None:
-    network = UNet(width, depth, classes, block, expansion).eval()
+@pytest.mark.parametrize(
+    ("width", "depth", "classes", "expansion", "stem"),
+    [(3, 1, 2, 4, 1), (4, 2, 3, 1, 1), (2, 4, 2, 6, 1), (4, 2, 2, 4, 2), (3, 1, 3, 4, 4)],
+)
+def test_torch_counts_the_same(width: int, depth: int, classes: int, expansion: int, stem: int, block: str) -> None:
+    network = UNet(width, depth, classes, block, expansion, stem).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(2, 3, 48, 32))
     found = network_cost(shapes(network))

@@ -159,9 +159,12 @@ def tissue(side=256):
     return np.stack([*drawn, noise, np.full_like(noise, 255)])
 
 
-@pytest.mark.parametrize(("classes", "block"), [(2, "plain"), (3, "plain"), (2, "separable"), (2, "inverted")])
-def test_float32_engines_agree_with_the_network_as_trained(name, classes, block):
-    network = busy_network(depth=3, width=8, classes=classes, block=block)
+@pytest.mark.parametrize(
+    ("classes", "block", "stem"),
+    [(2, "plain", 1), (3, "plain", 1), (2, "separable", 1), (2, "inverted", 1), (2, "plain", 2), (3, "plain", 4)],
+)
+def test_float32_engines_agree_with_the_network_as_trained(name, classes, block, stem):
+    network = busy_network(depth=3 if stem == 1 else 1, width=8, classes=classes, block=block, stem=stem)
     images = tissue()
     expected = plain(network)(images)
     assert np.ptp(expected[:3]) > 0.3

@@ -13,10 +13,13 @@ from mitosis.unet import BLOCKS, UNet
 every_block = pytest.mark.parametrize("block", BLOCKS)
 
 
-def _trained_looking(width: int, depth: int, block: str = "plain") -> UNet:
+every_stem = pytest.mark.parametrize("stem", [1, 2, 4])
+
+
+def _trained_looking(width: int, depth: int, block: str = "plain", stem: int = 1) -> UNet:
     """A network whose batch norms have seen data, so that nothing is trivially 0."""
     torch.manual_seed(0)
-    network = UNet(width, depth, block=block)
+    network = UNet(width, depth, block=block, stem=stem)
     with torch.no_grad():
         for _ in range(3):
             network(torch.rand(2, 3, 64, 64))
@@ -24,9 +27,9 @@ def _trained_looking(width: int, depth: int, block: str = "plain") -> UNet:
 
 
 @every_block
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_margin_is_the_receptive_radius_rounded_up(depth: int, block: str) -> None:
-    network = _trained_looking(4, depth, block).double()  # in fewer channels nothing may get through a ReLU
+@pytest.mark.parametrize(("depth", "stem"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 4)])
+def test_margin_is_the_receptive_radius_rounded_up(depth: int, block: str, stem: int) -> None:
+    network = _trained_looking(4, depth, block, stem).double()  # in fewer channels nothing may get through a ReLU
     side = 2 * (network.margin + network.stride)
     middle = side // 2
     reach = 0
@@ -40,8 +43,9 @@ def test_margin_is_the_receptive_radius_rounded_up(depth: int, block: str) -> No
 
 
 @every_block
-def test_a_tile_with_its_margin_gives_what_the_whole_image_gives(block: str) -> None:
-    network = _trained_looking(4, 2, block)
+@every_stem
+def test_a_tile_with_its_margin_gives_what_the_whole_image_gives(block: str, stem: int) -> None:
+    network = _trained_looking(4, 2 if stem == 1 else 1, block, stem)
     image = torch.rand(1, 3, 256, 256)
     m = network.margin
     with torch.inference_mode():
