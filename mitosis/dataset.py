@@ -15,12 +15,15 @@ from mitosis.config import NetworkConfig, TrainConfig
 from mitosis.domains import FOURIER, RESOLUTION, Donors, as_scanned, mix_amplitudes, resample, stream, window_side
 from mitosis.masks import MITOTIC_FIGURE, NON_MITOTIC_FIGURE
 from mitosis.minority import FigureBank, interpolate, paste
+from mitosis.patch_cache import PatchCache
 from mitosis.patches import MITOTIC, Patch, PatchIndex
+from mitosis.runtime import pinned
 from mitosis.sampling import Draw
 from mitosis.threads import in_threads
 
 __all__ = ["Item", "PatchDataset", "load_batches"]
 
+_PREFETCH = 4  # batches that each loader process has ready; how long one takes to make varies widely
 # A figure or look-alike chosen for a crop lies at least this far inside it where the patch allows, px.
 _FIGURE_MARGIN = 16
 
@@ -44,6 +47,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, index: PatchIndex, config: TrainConfig, network: NetworkConfig) -> None:
         self.index, self.config, self.network = index, config, network
+        self.cache = PatchCache(index, config.cache_mb << 20)
         self.bank = FigureBank.of(index) if config.paste_share or config.smote_share else None
         patches = index.patches
         self.donors = Donors(tuple(patch.domain for patch in patches), tuple(patch.case_id for patch in patches))
@@ -81,7 +85,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         config, side = self.config, self.config.crop
         if config.resolution_jitter:
             side = window_side(side, config.resolution_jitter, stream(seed, RESOLUTION))
-        image, mask = self.index.read_image(patch), self.index.read_mask(patch)
+        image, mask = self.cache.read_image(patch), self.cache.read_mask(patch)
         item = Item(*_crop(image, mask, side, config.seed, draw), patch.kind)
         if patch.kind != MITOTIC and self.bank:
             item = self._with_figure(item, self.bank, np.random.default_rng(seed))
@@ -96,7 +100,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
             return image
         patch, side = self.index.patches[self.donors.choose(row, rng)], self.config.crop
         top, left = rng.integers(patch.size - side + 1, size=2).tolist()
-        window = self.index.read_image(patch)[top : top + side, left : left + side]
+        window = self.cache.read_image(patch)[top : top + side, left : left + side]
         return mix_amplitudes(image, self._normalised(window, patch), rng.random(), self.config.fourier_beta)
 
     def _with_figure(self, item: Item, bank: FigureBank, rng: np.random.Generator) -> Item:
@@ -137,7 +141,7 @@ def _crop(
     order = rng.permutation(len(tops) * len(lefts))
     row, column = divmod(int(order[draw.repeat % len(order)]), len(lefts))
     square = slice(tops[row], tops[row] + side), slice(lefts[column], lefts[column] + side)
-    return image[square], mask[square].copy()
+    return image[square].copy(), mask[square].copy()
 
 
 def _starts(length: int, side: int, anchor: int | None) -> range:
@@ -165,6 +169,7 @@ def load_batches(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # torch's type knows integers only
         num_workers=workers,
+        prefetch_factor=_PREFETCH,
         multiprocessing_context="spawn",
         pin_memory=torch.cuda.is_available(),
     )
@@ -174,6 +179,6 @@ def load_batches(
 def _load_ahead(dataset: PatchDataset, batches: Sequence[Sequence[Draw]]) -> Iterator[tuple[Tensor, Tensor]]:
     def load(batch: Sequence[Draw]) -> tuple[Tensor, Tensor]:
         images, masks = default_collate([dataset[draw] for draw in batch])
-        return (images.pin_memory(), masks.pin_memory()) if torch.cuda.is_available() else (images, masks)
+        return pinned(images), pinned(masks)
 
     return in_threads(load, batches, 1, ahead=2)

@@ -110,6 +110,8 @@ class TrainConfig(JitterConfig):
     """`auto` takes bfloat16 where the processor multiplies in it."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load patches; 0 takes a thread of the training process. The result does not depend on it."""
+    cache_mb: Annotated[int, Field(ge=0)] = 1024
+    """Patches that each of them keeps in memory, MB. The result does not depend on it."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -268,5 +268,6 @@ def _load_start(start: Path, index: PatchIndex, config: Config) -> tuple[UNet, M
 
 
 def _decisive(config: Config) -> Config:
-    """The settings that a run's result depends on: not the number of loader processes, nor how often it is saved."""
-    return config.model_copy(update={"train": config.train.model_copy(update={"workers": 0, "save_every": None})})
+    """The settings that a run's result depends on: not how patches are loaded, nor how often it is saved."""
+    indecisive = {"workers": 0, "cache_mb": 0, "save_every": None}
+    return config.model_copy(update={"train": config.train.model_copy(update=indecisive)})

@@ -4,12 +4,14 @@ Examples:
   python scripts/compare_networks.py --out networks                        (phantom tissue, few steps, minutes)
   python scripts/compare_networks.py SLIDES --annotations MARKS --mpp 0.2456 --case-pattern '^A(\d\d)' --out networks
       --folds 00,02 01,03,04 --seeds 3 --set train.steps=600 --set train.max_class_weight=10
+  python scripts/compare_networks.py --manifest FIELDS.csv --config scripts/release.yaml --out networks
+      --folds 00,03,10 01,05,11 --set train.steps=2500 --set train.validate_every=2500
 
-SLIDES and MARKS are what ``mitosis extract`` takes. The cases of a fold are left out of training and predicted; a
-threshold is chosen on the predictions of the other folds. At another µm/px patches and crops have as many more or fewer
-pixels, so that they show the same tissue. Every run is kept, so a command that was stopped goes on when it is given
-again, and more seeds or networks can be added. Writes networks.csv, networks.md and networks.png: detection F1 and AP
-against GFLOP a mm².
+SLIDES, MARKS and FIELDS.csv are what ``mitosis extract`` takes. The cases of a fold are left out of training and
+predicted; a threshold is chosen on the predictions of the other folds. At another µm/px patches and crops have as many
+more or fewer pixels, so that they show the same tissue. Every run is kept, so a command that was stopped goes on when
+it is given again, and more seeds or networks can be added. Writes networks.csv, networks.md and networks.png: detection
+F1 and AP against GFLOP a mm².
 """
 
 import argparse
@@ -39,7 +41,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox, BboxBase
 
-from mitosis.cohort import find_sources
+from mitosis.cohort import SlideSource, find_sources, read_manifest
 from mitosis.config import Config, load_config
 from mitosis.cost import Cost, network_cost
 from mitosis.files import atomic_write
@@ -57,10 +59,22 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "separable, width 22": ("network.width=22", "network.depth=3", "network.block=separable"),
     "inverted, width 17": ("network.width=17", "network.depth=3", "network.block=inverted"),
     "inverted, width 8": ("network.width=8", "network.depth=3", "network.block=inverted"),
+    # The first level at half or a quarter of the resolution.
+    "stem 2, width 16, depth 2": ("network.stem=2", "network.width=16", "network.depth=2"),
+    "stem 2, width 24, depth 2": ("network.stem=2", "network.width=24", "network.depth=2"),
+    "stem 2, width 16, depth 3": ("network.stem=2", "network.width=16", "network.depth=3"),
+    "stem 4, width 32, depth 1": ("network.stem=4", "network.width=32", "network.depth=1"),
+    "stem 4, width 32, depth 2": ("network.stem=4", "network.width=32", "network.depth=2"),
     "3 classes": (*DEFAULT, "network.classes=3"),
     "0.35 µm/px": (*DEFAULT, "extract.mpp=0.35"),
     "0.25 µm/px": (*DEFAULT, "extract.mpp=0.25"),
     "width 16, depth 4, 0.25 µm/px": ("network.width=16", "network.depth=4", "extract.mpp=0.25"),
+    "stem 2, width 16, depth 3, 0.25 µm/px": (
+        "network.stem=2",
+        "network.width=16",
+        "network.depth=3",
+        "extract.mpp=0.25",
+    ),
 }
 """What differs from the other settings; "3 classes" has look-alikes as a class of their own."""
 
@@ -125,11 +139,7 @@ class _Patches:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.folder = arguments.out / "patches"
-        names = ("annotations", "case_pattern", "mpp")
-        given = {name: getattr(arguments, name) for name in names}
-        self.sources = (
-            find_sources(arguments.slides, **given) if arguments.slides else phantom_slides(arguments.out / "phantom")
-        )
+        self.sources = _sources(arguments)
         self.cut: dict[float, PatchIndex] = {}
 
     def at(self, config: Config) -> PatchIndex:
@@ -140,17 +150,27 @@ class _Patches:
         return self.cut[mpp]
 
 
+def _sources(arguments: argparse.Namespace) -> list[SlideSource]:
+    if arguments.manifest:
+        return read_manifest(arguments.manifest)
+    if arguments.slides:
+        given = {name: getattr(arguments, name) for name in ("annotations", "case_pattern", "mpp")}
+        return find_sources(arguments.slides, **given)
+    return phantom_slides(arguments.out / "phantom")
+
+
 def _config(name: str, arguments: argparse.Namespace, seed: int) -> Config:
     """The settings of a network; at a finer µm/px than the others, patches and crops of more pixels."""
-    others = (*(() if arguments.slides else PHANTOM), *arguments.set, f"train.seed={seed}")
-    usual, config = load_config(None, others), load_config(None, (*others, *NETWORKS[name]))
+    phantom = () if arguments.slides or arguments.manifest else PHANTOM
+    others = (*phantom, *arguments.set, f"train.seed={seed}")
+    usual, config = (load_config(arguments.config, (*others, *own)) for own in ((), NETWORKS[name]))
     ratio = usual.extract.mpp / config.extract.mpp
     if ratio == 1:
         return config
     scaled = {"extract.size": config.extract.size, "train.crop": config.train.crop}
     lengths = [f"{key}={round(length * ratio / STEP) * STEP}" for key, length in scaled.items()]
     jitter = f"extract.jitter={round(config.extract.jitter * ratio)}"
-    return load_config(None, (*others, *NETWORKS[name], *lengths, jitter))
+    return load_config(arguments.config, (*others, *NETWORKS[name], *lengths, jitter))
 
 
 def cost_of(config: Config) -> Cost:
@@ -260,6 +280,7 @@ def _places() -> Iterator[tuple[Literal["left", "right", "center"], tuple[float,
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slides", type=Path, nargs="*", help="marked slides; phantom tissue if left out")
+    parser.add_argument("--manifest", type=Path, help="a CSV of slides, marks, cases and µm/px instead")
     parser.add_argument("--annotations", type=Path, help="their marks")
     parser.add_argument("--mpp", type=float, help="µm/px of the slides where they do not say")
     parser.add_argument("--case-pattern", metavar="REGEX")

@@ -4,10 +4,13 @@ Examples:
   python scripts/compare_strategies.py --out comparison                    (phantom tissue, a small network, minutes)
   python scripts/compare_strategies.py PATCHES --out comparison --folds 00,02 01,03,04 --seeds 3 --set train.steps=600
 
+  python scripts/compare_strategies.py PATCHES --out ablation --config scripts/release.yaml --folds 00,03,10 01,05,11
+
 PATCHES comes from ``mitosis extract``. The cases of a fold are left out of training and predicted; a threshold is
 chosen on the predictions of the other folds. The rows after "oversample, heavy augmentation" differ from it in one
-thing each. Every run is kept, so a command that was stopped goes on when it is given again, and more seeds or
-strategies can be added. Writes comparison.csv, comparison.md and comparison.png.
+thing each; with ``--config`` there are other rows, which differ from the settings of that file in one thing each. Every
+run is kept, so a command that was stopped goes on when it is given again, and more seeds or strategies can be added.
+Writes comparison.csv, comparison.md and comparison.png.
 """
 
 import argparse
@@ -59,6 +62,28 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "loss: Dice + top-k": (*HEAVY, "train.loss=dice+topk"),
 }
 
+NO_JITTER = ("train.resolution_jitter=0", "train.colour_jitter=0", "train.scanner_jitter=0", "train.fourier_share=0")
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "as given": (),
+    "sampler: uniform": ("train.sampler=uniform",),
+    "sampler: oversample": ("train.sampler=oversample",),
+    "augmentation: heavy for figures": HEAVY,
+    "augmentation: 0.3 for all": ("train.augment_figure=0.3", "train.augment_others=0.3"),
+    "augmentation: 0.6 for all": ("train.augment_figure=0.6", "train.augment_others=0.6"),
+    "no other scanners": NO_JITTER,
+    "other scanners, twice as far": (
+        "train.resolution_jitter=0.2",
+        "train.colour_jitter=0.2",
+        "train.scanner_jitter=0.6",
+        "train.fourier_share=0.4",
+    ),
+    "loss: cross-entropy": ("train.loss=ce",),
+    "loss: Dice": ("train.loss=dice",),
+    "class weights: none": ("train.class_weighting=none",),
+    "look-alikes as a class": ("network.classes=3",),
+    "stains as scanned": ("network.normalise_stain=false",),
+}
+
 
 def main() -> None:
     """Train what is not there yet, score, write the table and the picture."""
@@ -68,9 +93,11 @@ def main() -> None:
     index = PatchIndex.read(arguments.patches) if arguments.patches else _phantom_patches(out / "phantom")
     folds = choose_folds(index, arguments.folds)
     outcomes = [_all_background(index, folds)]
-    for name in arguments.strategies or STRATEGIES:
+    strategies = ABLATIONS if arguments.config else STRATEGIES
+    for name in arguments.strategies or strategies:
         for seed in range(arguments.seeds):
-            config = load_config(None, (*phantom, *arguments.set, *STRATEGIES[name], f"train.seed={seed}"))
+            sets = (*phantom, *arguments.set, *strategies[name], f"train.seed={seed}")
+            config = load_config(arguments.config, sets)
             runs = [run_without(fold, index, config, out / "runs", name) for fold in folds]
             outcomes.append(outcome_of(name, seed, runs))
             print(outcomes[-1], flush=True)
@@ -130,9 +157,13 @@ def _draw(path: Path, rows: dict[str, list[Outcome]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patches", type=Path, nargs="?", help="a folder of patches; phantom tissue if left out")
-    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), metavar="NAME")
+    parser.add_argument("--strategies", nargs="+", metavar="NAME")
     add_arguments(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    known = ABLATIONS if arguments.config else STRATEGIES
+    if strangers := set(arguments.strategies or ()) - set(known):
+        parser.error(f"{', '.join(sorted(strangers))}: unknown here. Choose from: {', '.join(known)}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -235,4 +235,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--folds", nargs="+", metavar="CASES", help="cases to leave out together; two halves if left out"
     )
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--config", type=Path, help="settings that all of them share, a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")

@@ -54,7 +54,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def config(script: dict[str, Any], name: str, *settings: str, slides: tuple[str, ...] = ("a.svs",)) -> Any:
-    return script["_config"](name, argparse.Namespace(slides=slides, set=list(settings)), 0)
+    return script["_config"](name, argparse.Namespace(slides=slides, manifest=None, config=None, set=list(settings)), 0)
 
 
 @pytest.mark.slow
@@ -158,6 +158,18 @@ def test_names_in_the_picture_cover_neither_points_nor_each_other(
         assert not any(box.overlaps(other) for n, box in enumerate(boxes) for other in boxes[:n])
         places = panel.transData.transform([at for _, *at in points])
         assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+@pytest.mark.slow
+def test_a_manifest_and_a_file_of_settings_do_as_well(run: Any, compared: Path, tmp_path: Path) -> None:
+    phantom = compared / "phantom"
+    lines = [f"{slide},{slide.stem},{phantom / 'truth' / slide.stem}.csv" for slide in (phantom / "slides").iterdir()]
+    (tmp_path / "fields.csv").write_text("\n".join(["slide,case,annotations", *lines]))
+    (tmp_path / "settings.yaml").write_text("network: {width: 2, depth: 1}\n")
+    words = ("--manifest", str(tmp_path / "fields.csv"), "--config", str(tmp_path / "settings.yaml"))
+    run(*words, "--out", str(tmp_path / "out"), "--networks", "3 classes")
+    assert [(row["network"], row["mpp"]) for row in rows(tmp_path / "out")] == [("3 classes", "0.5")]
+    assert not (tmp_path / "out" / "phantom").exists()
 
 
 def test_slides_without_marks_are_refused(

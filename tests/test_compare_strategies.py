@@ -1,6 +1,7 @@
 """The comparison of strategies: a small one from nothing to the table, and what its rows say."""
 
 import csv
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -94,3 +95,22 @@ def test_every_strategy_has_known_settings_and_every_sampler_is_compared(script:
     assert {config.sampler for config in configs.values()} == set(SAMPLERS)
     assert {config.loss for config in configs.values()} <= set(LOSSES)
     assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
+
+
+@pytest.mark.slow
+def test_with_settings_the_rows_differ_from_them_in_one_thing_each(run: Any, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("train: {sampler: balanced}\n")
+    names = ("as given", "sampler: uniform")
+    run("--out", str(tmp_path / "out"), "--config", str(settings), "--strategies", *names, "--set", "train.steps=6")
+    kept = {path.parent.name: path.read_text() for path in (tmp_path / "out" / "runs").glob("*/result.json")}
+    samplers = {name.partition("_without")[0]: json.loads(text)["settings"]["train"] for name, text in kept.items()}
+    given, uniform = samplers["as_given"], samplers["sampler:_uniform"]
+    assert (given["sampler"], uniform["sampler"]) == ("balanced", "uniform")
+    assert {key for key in given if given[key] != uniform[key]} == {"sampler"}
+
+
+def test_a_strategy_of_the_other_list_is_refused(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--out", str(tmp_path / "out"), "--strategies", "as given")
+    assert "as given: unknown here. Choose from: nothing" in capsys.readouterr().err

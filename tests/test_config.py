@@ -31,7 +31,7 @@ def test_assignments_win_over_the_file_and_later_over_earlier(tmp_path: Path) ->
         ("train.stepz=5", "Did you mean 'steps'"),
         ("trian.steps=5", "Did you mean 'train'"),
         ("extract.mpp=40", "extract.mpp = 40"),
-        ("train.crop=100", "multiple of 2 ** network.depth"),
+        ("train.crop=100", "multiple of network.stem * 2 ** network.depth"),
         ("train.steps=50", "fewer than steps"),
         ("train.steps", "section.key=value"),
         ("train.steps=[", "is not a value"),
