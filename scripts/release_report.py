@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from release_folds import CASES, FIELDS
 
 from mitosis.detections import Detections
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, cross_thresholds, evaluate
@@ -22,7 +23,6 @@ from mitosis.score_calibration import calibration_error, fit_calibration
 from mitosis.scorecard import Row, Scorecard, score_slides
 from mitosis.uncertainty import CaseCounts, Coverage, true_count
 
-FIELDS = ("aperio", "hamamatsu")
 STAGES = {"base": "first stage", "tuned": "after mining", "both": "with second stage"}
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Print the tables of each stage that has predictions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path)
-    parser.add_argument("--folds", nargs="+", help="only these")
+    parser.add_argument("--folds", nargs="+", help="others than those of cases left out, such as within-0 to within-4")
     arguments = parser.parse_args()
     for stage, title in STAGES.items():
         slides = read_stage(arguments.release, stage, arguments.folds)
@@ -75,14 +75,9 @@ def field_coverage(slides: Sequence[SlideScores]) -> Coverage:
 
 
 def read_stage(release: Path, stage: str, folds: Sequence[str] | None = None) -> list[SlideScores]:
-    """Predictions of one stage for all slides that were left out, each by the models that did not see its case."""
-    paths = sorted(release.glob(f"*/{stage}.json"))
-    return [
-        slide
-        for path in paths
-        if path.parent.name != "all" and (not folds or path.parent.name in folds)
-        for slide in read_predictions(path)
-    ]
+    """Predictions of one stage for all slides that some folds left out; by default those of cases never seen."""
+    paths = [release / fold / f"{stage}.json" for fold in folds or CASES]
+    return [slide for path in paths if path.exists() for slide in read_predictions(path)]
 
 
 def read_predictions(path: Path) -> list[SlideScores]:

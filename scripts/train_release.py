@@ -5,10 +5,10 @@ Example: python scripts/train_release.py DATA --out release
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
 figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
 nothing but figures, so a network learns to tell crops from fields. The second learns from some. The settings are those
-of release.yaml beside this file. The cases are dealt into folds; for each fold, and once for all cases together, a
-first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes on learning
-with its false positives before). What is left out of a fold is then predicted, and all that is reported, thresholds
-included, comes from such predictions. The model of all cases is the one that ships.
+of release.yaml beside this file. For each fold (`release_folds`), and once for all cases together, a first stage is
+trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes on learning with its false
+positives before). What is left out of a fold is then predicted, and all that is reported, thresholds included, comes
+from such predictions. The model of all cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work.
@@ -23,7 +23,8 @@ from typing import Any
 
 from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
-from release_report import FIELDS, Quality, calibration_errors, read_stage
+from release_folds import CASES, FIELDS, FOLDS, Use, use_of
+from release_report import Quality, calibration_errors, read_stage
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
@@ -35,7 +36,7 @@ from mitosis.extraction import extract_patches
 from mitosis.files import make_folder, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.mining import mine, read_marks
-from mitosis.patches import PatchIndex
+from mitosis.patches import Patch, PatchIndex
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import ScoreCalibration, fit_calibration
 from mitosis.second_stage import add_second_stage
@@ -43,9 +44,6 @@ from mitosis.slides import open_slide
 from mitosis.training import train
 
 RECIPE = Path(__file__).with_name("release.yaml")
-
-FOLDS = {"a": ("00", "03", "10"), "b": ("01", "05", "11"), "c": ("02", "04", "12", "18"), "all": ()}
-"""Cases that are left out together. 03 and 04 were scanned twice, so a case stands for its slides of both scanners."""
 
 VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 """Training wants to validate on something that nothing is chosen by; crops are the least loss."""
@@ -82,7 +80,7 @@ def main() -> None:
     data = Data(arguments.data, arguments.out / "data", config)
     for name in arguments.folds:
         Fold(name, data, arguments).run()
-    done = [name for name in FOLDS if (arguments.out / name / "both.json").exists()]
+    done = [name for name in (*CASES, "all") if (arguments.out / name / "both.json").exists()]
     if len(done) > 1 and "all" in done:
         print(ship(arguments.out, data.patches, config, done[:-1]))
 
@@ -121,10 +119,10 @@ class Data:
                     raise SystemExit(record.error)
         return PatchIndex.join([PatchIndex.read(self.out / name) for name in self.slides])
 
-    def left_out(self, fold: str) -> set[str]:
-        """The cases that the models of a fold do not see: its own, and a share of the slides of crops."""
+    def crops_left_out(self, fold: str) -> set[str]:
+        """The slides of crops that the models of a fold do not see: each fold of cases leaves out a part of them."""
         crops = [slide.case_id for slide in self.slides["amibr"] if slide.case_id not in VALIDATION]
-        return {*FOLDS[fold], *(crops[list(FOLDS).index(fold) :: len(FOLDS) - 1] if FOLDS[fold] else ())}
+        return set(crops[list(CASES).index(fold) :: len(CASES)]) if fold in CASES else set()
 
 
 def _contest(folder: Path, domain: str, mpp: float) -> dict[str, Any]:
@@ -139,15 +137,22 @@ class Fold:
         self.name, self.data, self.options = name, data, options
         self.out: Path = options.out / name
         self.config, self.tune = (load_config(RECIPE, (*some, *options.set)) for some in ((), TUNE))
-        self.cases = data.left_out(name)
+        self.crops = data.crops_left_out(name)
 
-    def _is_learned_from(self, case: str, domain: str) -> bool:
-        return case not in self.cases and (self.options.crops or domain in FIELDS or case in VALIDATION)
+    def _is_learned_from(self, one: SlideSource | Patch) -> bool:
+        if one.domain in FIELDS:
+            return use_of(self.name, one.slide_id, one.case_id, one.domain) is Use.LEARN
+        return one.case_id in VALIDATION or (self.options.crops and one.case_id not in self.crops)
+
+    def _is_predicted(self, one: SlideSource) -> bool:
+        if one.domain in FIELDS:
+            return use_of(self.name, one.slide_id, one.case_id, one.domain) is Use.PREDICT
+        return one.case_id in (self.crops or VALIDATION)
 
     def run(self) -> None:
         """All stages, each only if it is not there yet."""
-        seen = [slide for slide in self.data.all_slides if self._is_learned_from(slide.case_id, slide.domain)]
-        patches = self.data.patches.where(lambda patch: self._is_learned_from(patch.case_id, patch.domain))
+        seen = [slide for slide in self.data.all_slides if self._is_learned_from(slide)]
+        patches = self.data.patches.where(self._is_learned_from)
         first = self._train("base", patches, self.config)
         if self.options.mine:
             mined = self.out / "mined"
@@ -169,7 +174,7 @@ class Fold:
 
     def _some_crops(self) -> list[SlideSource]:
         """Slides of crops for the second stage: of all that there are, figures of fields would be drowned in them."""
-        crops = [slide for slide in self.data.slides["amibr"] if slide.case_id not in {*self.cases, *VALIDATION}]
+        crops = [slide for slide in self.data.slides["amibr"] if slide.case_id not in {*self.crops, *VALIDATION}]
         return crops[::CROPS_EVERY]
 
     def _train(self, name: str, patches: PatchIndex, config: Config, start: Path | None = None) -> Path:
@@ -193,9 +198,8 @@ class Fold:
         path = self.out / f"{model.name}.json"
         if path.exists():
             return
-        unseen = self.cases or VALIDATION
         ready, rows = self._model(model), []
-        for source in (slide for slide in self.data.all_slides if slide.case_id in unseen):
+        for source in filter(self._is_predicted, self.data.all_slides):
             with open_slide(source.path, source.mpp) as slide:
                 counted = count_slide(slide, source.slide_id, ready, self.config.count)
                 marks, _ = read_marks(source)
@@ -300,7 +304,7 @@ def _model_row(
     aperio = [slide for slide in both["slides"] if slide.domain == "aperio"]
     counted = {slide.slide: slide.candidates.xy[slide.candidates.score >= threshold] for slide in aperio}
     for fold in folds:
-        left_out = _aperio_of(patches, FOLDS[fold])
+        left_out = _aperio_of(patches, CASES[fold])
         if left_out.patches:
             network, _ = load_model(release / fold / _first_stage(release))
             pixels += model_pixels(network, left_out, config, counted)
@@ -319,7 +323,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--folds", nargs="+", choices=list(FOLDS), default=list(FOLDS), metavar="FOLD")
+    parser.add_argument("--folds", nargs="+", choices=FOLDS, default=[*CASES, "all"], metavar="FOLD")
     parser.add_argument(
         "--crops", action="store_true", help="let the first stage learn from the crops too, which did not pay"
     )

@@ -1,0 +1,47 @@
+"""What the models of ``train_release.py`` learn from and what they are measured on, fold by fold.
+
+Three questions are asked of the same recipe. `CASES`: cases that no model of a fold has seen on any scanner, which
+thresholds and model card stand on. `within-0` to `within-4`: fields of known cases, as in the ICPR 2012 contest; the
+second scan of a slide is not learned from, as its fields would show the same cells. `from-aperio` and `from-hamamatsu`:
+cases of the other scanner, after learning from one alone.
+"""
+
+from enum import Enum
+
+__all__ = ["CASES", "FIELDS", "FOLDS", "Use", "use_of"]
+
+FIELDS = ("aperio", "hamamatsu")
+"""Scanners of whole fields; what comes from others are crops."""
+
+CASES = {"a": ("00", "03", "10"), "b": ("01", "05", "11"), "c": ("02", "04", "12", "18")}
+"""Cases that are left out together. 03 and 04 were scanned twice, so a case stands for its slides of both scanners."""
+
+SCANNED_TWICE = ("03", "04")
+N_PARTS = 5
+_WITHIN = tuple(f"within-{part}" for part in range(N_PARTS))
+_FROM = tuple(f"from-{scanner}" for scanner in FIELDS)
+FOLDS = (*CASES, *_WITHIN, *_FROM, "all")
+
+
+class Use(Enum):
+    """What a fold does with a field."""
+
+    LEARN = "learn"
+    PREDICT = "predict"
+    NOTHING = "nothing"
+
+
+def use_of(fold: str, slide_id: str, case_id: str, domain: str) -> Use:
+    """What `fold`, one of `FOLDS`, does with a field of one of the scanners in `FIELDS`."""
+    if fold in CASES:
+        return Use.PREDICT if case_id in CASES[fold] else Use.LEARN
+    if fold in _WITHIN:
+        if domain == "hamamatsu":
+            return Use.NOTHING if case_id in SCANNED_TWICE else Use.LEARN
+        part = int(slide_id.rpartition("_")[2]) % N_PARTS
+        return Use.PREDICT if part == _WITHIN.index(fold) else Use.LEARN
+    if fold in _FROM:
+        if domain == fold.removeprefix("from-"):
+            return Use.LEARN
+        return Use.NOTHING if case_id in SCANNED_TWICE else Use.PREDICT
+    return Use.LEARN
