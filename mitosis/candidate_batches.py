@@ -14,12 +14,16 @@ from mitosis.config import VerifierConfig
 from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, CandidateSet, centre
 from mitosis.domains import FOURIER, RESOLUTION, Donors, as_scanned, mix_amplitudes, resample, stream, window_side
 from mitosis.errors import PatchIndexError
+from mitosis.runtime import pinned
+from mitosis.threads import in_threads
 
 __all__ = ["candidate_batches", "draws"]
 
 
 def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Crops uint8 [B, side, side, 3] and classes int64 [B] of each step.
+    """Crops uint8 [B, side, side, 3] and classes int64 [B] of each step, made by a thread ahead of it.
+
+    Where there is a GPU they lie in pinned memory, so that they can be sent there while it works.
 
     Raises
     ------
@@ -35,7 +39,7 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
             "Add marked slides, or lower verifier.score_floor."
         )
     shown = _Shown(candidates, settings)
-    return (shown.batch(rows) for rows in draws(pools, settings))
+    return in_threads(shown.batch, draws(pools, settings), 1, ahead=2)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class _Shown:
         """The crops of some (row, how often it was shown before), and what they are."""
         labels = [CLASSES.index(self.candidates.candidates[row].label) for row, _ in draws]
         images = np.stack([self._item(row, time) for row, time in draws])
-        return torch.from_numpy(images), torch.tensor(labels)
+        return pinned(torch.from_numpy(images)), pinned(torch.tensor(labels))
 
     def _item(self, row: int, time: int) -> NDArray[np.uint8]:
         """A crop as the network sees it; what it is depends on (seed, row, time) alone."""

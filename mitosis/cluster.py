@@ -246,7 +246,8 @@ def _find_region(order: _Order, tiles: Sequence[Tile]) -> Found:
             "Install the same on both."
         )
     with _LOADING:
-        model = _load(order.folder, order.weights_sha256, order.runs_on, order.config.engine, order.config.precision)
+        settings = order.config.engine, order.config.precision
+        model = _load(order.folder, order.weights_sha256, order.runs_on, *settings, _process())
     try:
         opened = open_slide(order.path, order.mpp)
     except SlideNotFoundError as error:
@@ -258,15 +259,23 @@ def _find_region(order: _Order, tiles: Sequence[Tile]) -> Found:
         return Found(len(tiles), concatenate(piece.detections for piece in pieces), slide.bad_tiles)
 
 
+def _process() -> int | None:
+    """Which of the worker processes started here this is: each takes a GPU. Other clusters show each worker its own."""
+    with suppress(ValueError):  # raised where this is no worker
+        name = _distributed().get_worker().name
+        return name if isinstance(name, int) else None
+    return None
+
+
 @lru_cache(maxsize=1)
-def _load(folder: Path, weights_sha256: str, runs_on: str, engine: str, precision: Any) -> Model:
+def _load(folder: Path, weights_sha256: str, runs_on: str, engine: str, precision: Any, process: int | None) -> Model:
     """The first stage of a model, once a process."""
     here = socket.gethostname()
     try:
         network, card = load_model(folder)
     except ModelError as error:
         raise ModelError(f"On {here}: {error} Workers need the model at the same path.") from error
-    model = Model.of(network, card, CountConfig(engine=engine, precision=precision))
+    model = Model.of(network, card, CountConfig(engine=engine, precision=precision), process)
     if card.weights_sha256 != weights_sha256:
         raise ModelError(f"{folder}: is another model on {here}. Copy the model anew.")
     if model.runs_on != runs_on:

@@ -14,6 +14,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mitosis.errors import ConfigError
+from mitosis.runtime import on_device
 
 __all__ = [
     "ENGINES",
@@ -41,6 +43,7 @@ __all__ = [
     "openvino_engine",
     "to_input",
     "torch_engine",
+    "torch_scorer",
 ]
 
 OPSET = 17
@@ -49,8 +52,8 @@ OPSET = 17
 Engine = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 [B, H, W, 3] → float32 [B, H, W], probability that a pixel belongs to a mitotic figure."""
 
-Precision = Literal["float32", "bfloat16"]
-"""What the network multiplies in."""
+Precision = Literal["float32", "bfloat16", "float16"]
+"""What the network multiplies in; float16 on a GPU only."""
 
 
 def to_input(images: Tensor) -> Tensor:
@@ -77,33 +80,31 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 
 class _Scorer(nn.Module):
-    """From bytes to probabilities as one network: what is exported."""
+    """From bytes to probabilities as one network: what is exported, and what PyTorch runs."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.dtype = network, dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(to_input(images))
-        return logits.softmax(dim=1)[:, 1]
+        exact = self.dtype is torch.float32  # then there is nothing to cast, nor is a cast exported
+        logits: Tensor = self.network(to_input(images) if exact else to_input(images).to(self.dtype))
+        return (logits if exact else logits.float()).softmax(dim=1)[:, 1]
+
+
+def torch_scorer(network: nn.Module, device: torch.device, precision: Precision = "float32") -> nn.Module:
+    """A copy of `network` for prediction: uint8 [B, H, W, 3] on `device` to float32 [B, H, W] there."""
+    scorer = _Scorer(fold_batch_norm(network), getattr(torch, precision))
+    return scorer.to(device=device, dtype=scorer.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch types no memory_format
 
 
 def torch_engine(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Engine:
     """Run a copy of `network` with PyTorch; later changes of `network` do not reach it.
 
-    In bfloat16 a number has 8 bits, so probabilities differ from float32 by up to some 1e-2, and by less from one tile
-    size to another: candidates near the threshold may come or go.
+    In bfloat16 a number has 8 bits, in float16 11, so probabilities differ from float32 by up to some 1e-2, and by less
+    from one tile size to another: candidates near the threshold may come or go. On a GPU threads may call it at once.
     """
-    dtype = getattr(torch, precision)
-    runner = fold_batch_norm(network).to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no memory_format
-
-    @torch.inference_mode()
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits = runner(to_input(torch.from_numpy(images).to(device)).to(dtype))
-        probability: NDArray[Any] = logits.float().softmax(dim=1)[:, 1].cpu().numpy()
-        return probability
-
-    return run
+    return on_device(torch_scorer(network, device, precision), device, exact=precision == "float32")
 
 
 def onnx_model(network: nn.Module) -> bytes:
@@ -173,14 +174,10 @@ def onnxruntime_engine(network: nn.Module, device: torch.device, precision: Prec
     return onnx_engine(onnx_model(network))
 
 
-_CORES: list[Any] = []
-
-
+@cache
 def openvino_core() -> Any:
     """The one core of this process, which no network outlives; raises as `openvino_engine`."""
-    openvino = _import("openvino", "onnx openvino")
-    _CORES.extend(() if _CORES else (openvino.Core(),))
-    return _CORES[0]
+    return _import("openvino", "onnx openvino").Core()
 
 
 def openvino_engine(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Engine:
@@ -263,7 +260,10 @@ def build_engine(
     ConfigError
         There is no such engine, its packages are not installed, or it cannot run in `precision`.
     """
-    return ENGINES[choose_engine(name, device, precision)](network, device, precision)
+    chosen = choose_engine(name, device, precision)
+    if precision == "float16" and (device.type == "cpu" or chosen != "torch"):
+        raise ConfigError("count.precision = float16: only torch on a GPU runs in it. Choose bfloat16 or float32.")
+    return ENGINES[chosen](network, device, precision)
 
 
 def describe_engine(name: str, precision: Precision = "float32") -> str:

@@ -39,6 +39,9 @@ class Model:
         Name, version and precision of the engine.
     folder : Path or None
         Where it was loaded from.
+    in_flight : int
+        How many batches the engine may be given at once: with more than 1, by as many threads. On a GPU one batch is
+        on its way there or back while another is computed.
     """
 
     engine: Engine
@@ -48,20 +51,29 @@ class Model:
     second: Verifier | None = None
     runs_on: str = ""
     folder: Path | None = None
+    in_flight: int = 1
 
     @classmethod
-    def of(cls, network: UNet, card: ModelCard, config: CountConfig | None = None) -> "Model":
+    def of(
+        cls, network: UNet, card: ModelCard, config: CountConfig | None = None, process: int | None = None
+    ) -> "Model":
         """Run `network` on the best device with the engine and the precision that `config` names.
+
+        Parameters
+        ----------
+        process : int or None
+            Number of this process among those that share the GPUs of the machine, as in `choose_device`.
 
         Raises
         ------
         ConfigError
-            There is no such engine, or a package of it is not installed.
+            There is no such engine, a package of it is not installed, or it cannot run in this precision.
         """
-        config, device = config or CountConfig(), choose_device()
+        config, device = config or CountConfig(), choose_device(process)
         name, precision = choose_engine(config.engine, device, config.precision), config.precision
-        engine = build_engine(network, device, name, precision)
-        return cls(engine, card, network.stride, network.margin, runs_on=describe_engine(name, precision))
+        engine, runs_on = build_engine(network, device, name, precision), describe_engine(name, precision)
+        in_flight = 2 if name == "torch" and device.type == "cuda" else 1
+        return cls(engine, card, network.stride, network.margin, runs_on=runs_on, in_flight=in_flight)
 
     @classmethod
     def load(cls, path: Path, config: CountConfig | None = None) -> "Model":
@@ -75,8 +87,10 @@ class Model:
         network, card = load_model(path)
         model, second = cls.of(network, card, config), load_verifier(path, card)
         if second is not None:
-            precision = (config or CountConfig()).precision
-            second = second_in_engine(second.to(choose_device()), model.runs_on.split()[0], precision)
+            name, precision = model.runs_on.split()[0], (config or CountConfig()).precision
+            if name == "torch":  # the others run on the processor
+                second = second.to(choose_device())
+            second = second_in_engine(second, name, precision)
         return replace(model, second=second, folder=path)
 
     def second_card(self, config: CountConfig) -> VerifierCard | None:
@@ -184,9 +198,13 @@ def find_in_tiles(
             parts.append(find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor))
         return Found(len(seen[0]), concatenate(parts))
 
-    batches = read_ahead(slide, tiles, config, stain)
-    n = min(config.workers, 1)
-    yield from in_threads(search, ((batch, engine(images)) for batch, images in batches), n, ahead=n)
+    def run(batch: tuple[list[Tile], NDArray[np.uint8]]) -> tuple[list[Tile], NDArray[np.float32]]:
+        return batch[0], engine(batch[1])
+
+    several = model.in_flight > 1
+    lanes, n = (model.in_flight, config.workers) if several else (0, min(config.workers, 1))
+    seen = in_threads(run, read_ahead(slide, tiles, config, stain), lanes, ahead=lanes)
+    yield from in_threads(search, seen, n, ahead=n)
 
 
 def read_ahead(

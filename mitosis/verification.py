@@ -4,10 +4,12 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mitosis.candidate_batches import candidate_batches
@@ -17,15 +19,17 @@ from mitosis.descent import Descent
 from mitosis.detections import SCORE_STEPS, Detections
 from mitosis.engines import Engine, average_views, to_input
 from mitosis.rebalance import refit_head
-from mitosis.runtime import choose_device, choose_dtype
+from mitosis.runtime import choose_device, choose_dtype, on_device
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.slides import Slide
 from mitosis.stain import StainLevels
+from mitosis.threads import in_threads
 from mitosis.verifier import Classifier, Verifier
 
 __all__ = ["combine_scores", "score_crops", "train_verifier", "verify"]
 
 _BATCH = 64
+_READERS = 4  # threads that read crops where a GPU is so fast that it waits for them
 _WARMUP = 0.05
 
 
@@ -64,11 +68,15 @@ def verify(
         The slide is far coarser than the second stage needs, or cannot be read any more.
     """
     ordered = candidates.sorted()
-    score = [np.empty(0)]
-    for start in range(0, len(ordered), batch_size):
-        crops = read_crops(slide, ordered.xy[start : start + batch_size], settings.mpp, settings.crop, stain)
-        score.append(score_crops(network, crops, views, batch_size))
-    final = calibration(combine_scores(np.concatenate(score), ordered.score, settings))
+    engine = average_views(_engine(network), views)
+
+    def read(start: int) -> NDArray[np.uint8]:
+        return read_crops(slide, ordered.xy[start : start + batch_size], settings.mpp, settings.crop, stain)
+
+    n = _READERS if _device(network).type == "cuda" else 0
+    batches = in_threads(read, range(0, len(ordered), batch_size), n, ahead=n)
+    score = np.concatenate([np.empty(0), *(engine(crops)[:, 0, 0] for crops in batches)])
+    final = calibration(combine_scores(score, ordered.score, settings))
     return Detections(ordered.xy, final, ordered.area_um2).sorted()
 
 
@@ -105,16 +113,21 @@ def score_crops(
 
 def _engine(network: Verifier) -> Engine:
     """Run the network in float32 as if it gave a map of one pixel, so that views are averaged as those of tiles are."""
-    device = next(network.parameters()).device
     network.eval().to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
+    def work(crops: Tensor) -> Tensor:
+        return cast(Tensor, network(to_input(crops)).softmax(dim=1)[:, CLASSES.index(FIGURE)])
+
+    score = on_device(work, _device(network), exact=True)
+
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits = network(to_input(torch.from_numpy(np.ascontiguousarray(crops)).to(device)))
-        probability: NDArray[np.float32] = logits.softmax(dim=1)[:, CLASSES.index(FIGURE)].cpu().numpy()
-        return np.broadcast_to(probability[:, None, None], crops.shape[:3])
+        return np.broadcast_to(score(np.ascontiguousarray(crops))[:, None, None], crops.shape[:3])
 
     return run
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def train_verifier(
@@ -162,8 +175,9 @@ def _train_member(
     network.train()
     for step, (images, labels) in enumerate(batches, 1):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
-            logits = network(to_input(images.to(device)))
-        on_step(step, descent.step(step, functional.cross_entropy(logits.float(), labels.to(device))))
+            logits = network(to_input(images.to(device, non_blocking=True)))
+        loss = functional.cross_entropy(logits.float(), labels.to(device, non_blocking=True))
+        on_step(step, descent.step(step, loss))
     average = descent.average.eval()
     if settings.smote:
         _rebalance(average, candidates, settings)
@@ -174,7 +188,7 @@ def _train_member(
 def _rebalance(network: Classifier, candidates: CandidateSet, settings: VerifierConfig) -> None:
     """Learn the last layer anew on the features of all labelled candidates, as they are, filled up by SMOTE."""
     rows = [candidate for candidate in candidates.candidates if candidate.label in CLASSES]
-    device, features = next(network.parameters()).device, []
+    device, features = _device(network), []
     for start in range(0, len(rows), _BATCH):
         crops = np.stack([candidates.crop(row) for row in rows[start : start + _BATCH]])
         images = torch.from_numpy(np.ascontiguousarray(centre(crops, settings.crop)))
