@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["choose_device", "choose_dtype", "on_device", "pinned", "versions"]
+__all__ = ["choose_device", "choose_dtype", "on_device", "pinned", "versions", "without_tf32"]
 
 
 def choose_device(number: int | None = None) -> torch.device:
@@ -84,7 +84,7 @@ def on_device(
             stream.wait_stream(torch.cuda.current_stream(gpu))  # weights may still be on their way
             with torch.cuda.stream(stream):
                 there = torch.from_numpy(images).pin_memory().to(gpu, non_blocking=True)
-                result = (_without_tf32(work, there) if exact else work(there)).contiguous()
+                result = (without_tf32(work, there) if exact else work(there)).contiguous()
                 back = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
                 back.copy_(result, non_blocking=True)
                 # Others wait in a loop that takes a core.
@@ -110,7 +110,8 @@ def _take_stream(gpu: torch.device) -> torch.cuda.Stream:
         return torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]  # untyped library
 
 
-def _without_tf32(work: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def without_tf32(work: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What `work` makes of images on a GPU, where no convolution of float32 rounds to the 10 bits of TF32."""
     with _Exact():
         return work(images)
 

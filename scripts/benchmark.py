@@ -7,10 +7,12 @@ Usage: python scripts/benchmark.py read [--slide FILE] [--json]
        python scripts/benchmark.py network [--json]
        python scripts/benchmark.py slide [--side N | --sides N N ...] [--cache FOLDER] [--model MODEL] [--json]
        python scripts/benchmark.py extract [--side N] [--peer-python PATH] [--rounds N] [--json]
+       python scripts/benchmark.py gpu [--side N] [--model MODEL] [--rounds N] [--json]
        python scripts/benchmark.py engine [--side N] [--model MODEL] [--peer-python PATH] [--rounds N] [--json]
 
 Figures are medians over rounds in which the contenders take turns on fresh work, as CPU time, so a busy machine
-disturbs the ratios little; `slide`, `extract` and `engine` give wall times too, for which the machine must be idle.
+disturbs the ratios little; `slide`, `extract` and `engine` give wall times too, for which the machine must be idle;
+`gpu` gives nothing else.
 `extract` and `engine` compare with packages that the toolkit does not need: PATH is the interpreter of an environment
 that has them (`pip install tiatoolbox pyvips pyvips-binary pydantic`). A benchmark is a function and a line in
 `BENCHMARKS`.
@@ -25,6 +27,7 @@ from pathlib import Path
 from benchmark_engine import ENGINE_SIDE, benchmark_engine
 from benchmark_extract import EXTRACT_SIDE, benchmark_extract
 from benchmark_figure import Figure
+from benchmark_gpu import GPU_SIDE, benchmark_gpu
 from benchmark_load import benchmark_load
 from benchmark_network import benchmark_network
 from benchmark_points import benchmark_evaluate, benchmark_hotspot
@@ -48,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterable[Figure]]] = {
     "engine": benchmark_engine,
     "evaluate": benchmark_evaluate,
     "extract": benchmark_extract,
+    "gpu": benchmark_gpu,
     "hotspot": benchmark_hotspot,
     "load": benchmark_load,
     "network": benchmark_network,
@@ -74,17 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", choices=sorted(BENCHMARKS))
     parser.add_argument("--json", action="store_true", help="one JSON object a figure")
     parser.add_argument("--slide", type=Path, help="read: a slide of JPEG tiles instead of the drawn one")
-    sides = {"read": READ_SIDE, "slide": SLIDE_SIDE, "extract": EXTRACT_SIDE, "engine": ENGINE_SIDE}
+    sides = {"read": READ_SIDE, "slide": SLIDE_SIDE, "extract": EXTRACT_SIDE, "engine": ENGINE_SIDE, "gpu": GPU_SIDE}
     usual = ", ".join(f"{name} {side}" for name, side in sides.items())
     parser.add_argument("--side", type=int, help=f"side of the drawn slide in px ({usual})")
     parser.add_argument("--sides", type=int, nargs="+", help="slide: several, to see whether memory grows")
     parser.add_argument("--cache", type=Path, help="slide: a folder that keeps the drawn slides for the next time")
-    model = "slide, engine: name or folder of a model instead of the shipped one or a random one"
+    model = "slide, engine, gpu: name or folder of a model instead of the shipped one or a random one"
     parser.add_argument("--model", help=model)
     parser.add_argument("--patches", type=Path, help="load: a folder of patches instead of sample_patches/")
     parser.add_argument("--detections", type=int, default=1_000_000, help="evaluate: how many")
     parser.add_argument("--peer-python", type=Path, help="extract, engine: the interpreter that has the peers")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"slide, extract, engine: how many ({ROUNDS})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"slide, extract, engine, gpu: how many ({ROUNDS})")
     return parser
 
 

@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from conftest import MPP, QUICK_VERIFIER, candidate_set, spots_slide, verifier_settings
 
 from mitosis import candidate_batches as module
 from mitosis.candidate_batches import candidate_batches, draws
-from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, crop_side, read_crops
+from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, crop_side, read_crops
 
 
 def pools(n_figures=3, n_look_alikes=5, n_others=11):
@@ -119,3 +120,18 @@ def test_a_donor_is_of_another_case(tmp_path, monkeypatch):
     assert len(pairs) == 2 * QUICK_VERIFIER.batch_size
     assert all(image.shape == (side, side, 3) for image, _ in pairs)
     assert all(case_of[image.tobytes()] != case_of[donor.tobytes()] for image, donor in pairs)
+
+
+def test_a_thread_makes_the_same_batches_in_order_and_no_more_than_three_ahead(tmp_path, monkeypatch):
+    candidates, settings, made = candidate_set(tmp_path), verifier_settings(steps=9), []
+    direct = module._Shown(candidates, settings)
+    labels = np.array([candidate.label for candidate in candidates.candidates])
+    order = draws({name: np.flatnonzero(labels == name) for name in CLASSES}, settings)
+    expected = [direct.batch(rows) for rows in order]
+    batch = module._Shown.batch
+    monkeypatch.setattr(module._Shown, "batch", lambda self, rows: made.append(0) or batch(self, rows))
+    for number, (images, classes) in enumerate(candidate_batches(candidates, settings)):
+        assert len(made) <= number + 3
+        assert torch.equal(images, expected[number][0])
+        assert torch.equal(classes, expected[number][1])
+    assert number == 8

@@ -191,6 +191,15 @@ def test_regions_are_whole_batches_in_the_order_of_the_grid(slides, model, batch
     assert {len(region) for region in regions[:-1]} == {expected}
 
 
+@pytest.mark.parametrize(("name", "expected"), [(0, 0), (3, 3), ("SLURMCluster-3", None), ("tcp://host:1", None)])
+def test_workers_started_here_are_numbered_so_that_each_takes_a_gpu(order, monkeypatch, name, expected):
+    asked = []
+    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=name))
+    monkeypatch.setattr("mitosis.tile_search.choose_device", lambda number: asked.append(number) or torch.device("cpu"))
+    room._find_region(*order)
+    assert asked == [expected]
+
+
 def test_a_worker_loads_the_model_once(order, monkeypatch):
     loaded, load = [], room.load_model
     monkeypatch.setattr(room, "load_model", lambda folder: loaded.append(folder) or load(folder))

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -260,6 +261,47 @@ def test_bfloat16_is_near_but_not_equal(name, block):
 def test_onnxruntime_refuses_bfloat16_in_one_sentence():
     with pytest.raises(ConfigError, match=r"bfloat16: onnxruntime runs in float32 only\. Choose the engine"):
         build_engine(busy_network(), CPU, "onnxruntime", "bfloat16")
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_float16_is_refused_without_a_gpu_whatever_the_engine(engine):
+    with pytest.raises(ConfigError, match=r"^count\.precision = float16: only torch on a GPU runs in it\. Choose"):
+        build_engine(busy_network(), CPU, engine, "float16")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_float16_is_refused_by_engines_of_the_processor_beside_a_gpu_too(engine):
+    with pytest.raises(ConfigError, match=r"count\.precision = float16"):
+        build_engine(busy_network(), GPU, engine, "float16")
+
+
+# On a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    ("precision", "most", "mean"), [("float32", 1e-4, 1e-6), ("float16", 1, 0.02), ("bfloat16", 1, 0.05)]
+)
+def test_a_gpu_gives_what_the_network_as_trained_does(block, precision, most, mean):
+    network, images = busy_network(depth=3, width=8, block=block), tissue()
+    found = build_engine(network, GPU, "auto", precision)(images)
+    assert (found.shape, found.dtype) == (images.shape[:3], np.float32)
+    off = np.abs(found - plain(network)(images))
+    assert off.max() < most
+    assert off.mean() < mean
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_threads_may_ask_a_gpu_at_once(precision):
+    engine, images = torch_engine(busy_network(depth=2), GPU, precision), tissue(128)
+    expected = [engine(image[np.newaxis]) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for found, alone in zip(
+            pool.map(lambda n: engine(images[n % 4][np.newaxis]), range(40)), expected * 10, strict=True
+        ):
+            np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
 # Folding

@@ -1,18 +1,21 @@
 """Which tiles a slide's tissue needs, and the order in which threads hand on what they did."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ArraySlide
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mitosis import tile_search as module
 from mitosis.config import CountConfig
 from mitosis.detections import reach_px
 from mitosis.geometry import grid_dimensions
 from mitosis.slides import read_at_mpp
-from mitosis.tile_search import read_ahead, tiles_on
+from mitosis.tile_search import Model, find_in_tiles, read_ahead, tiles_on
 from mitosis.tissue import TissueMask
 
 STRIDE, MARGIN = 4, 6  # of the network
@@ -101,3 +104,79 @@ def test_tiles_begin_where_tissue_does():
     tiles = tiles_on(mask_of(pixels, (1280, 1280)), model(0.5), CountConfig(tile_size=192))
     # 17 px before and after, in blocks of 16
     assert [tile.core for tile in tiles] == [(16, 48, 128, 160), (448, 368, 560, 480)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("views", [1, 4])
+def test_an_engine_asked_by_several_threads_gives_the_same_pieces_in_the_same_order(batch_size, workers, views):
+    rng = np.random.default_rng(0)
+    slide = ArraySlide(rng.integers(0, 256, (320, 320, 3), dtype=np.uint8))
+    tissue = TissueMask(rng.random((20, 20)) < 0.3, 8.0, 0.5, (320, 320))
+    config = CountConfig(tile_size=136, batch_size=batch_size, workers=workers, views=views)
+    running, most, lock, both = 0, 0, threading.Lock(), threading.Event()
+
+    def engine(images):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            if running == 2:
+                both.set()
+        if several:
+            both.wait(10)
+        with lock:
+            running -= 1
+        return images[..., 0].astype(np.float32) / 255
+
+    found = {}
+    for several in (False, True):
+        one = SimpleNamespace(**vars(model(0.5)), engine=engine, in_flight=2 if several else 1)
+        tiles = tiles_on(tissue, one, config)
+        assert len(tiles) > 4
+        most = 0
+        found[several] = list(find_in_tiles(slide, tiles, one, config, None))
+        assert most == (2 if several else 1)
+    for piece, other in zip(found[True], found[False], strict=True):
+        assert piece.n_tiles == other.n_tiles
+        for name in ("xy", "score", "area_um2"):
+            np.testing.assert_array_equal(getattr(piece.detections, name), getattr(other.detections, name))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_more_is_read_than_is_in_work(workers):
+    """What is in memory does not grow with the slide."""
+    read, asked = 0, 0
+    config = CountConfig(tile_size=136, workers=workers)
+    slide = ArraySlide(np.zeros((640, 640, 3), np.uint8))
+
+    def engine(images):
+        return np.zeros(images.shape[:3], np.float32)
+
+    one = SimpleNamespace(**vars(model(0.5)), engine=engine, in_flight=2)
+    tiles = tiles_on(TissueMask(np.ones((40, 40), bool), 8.0, 0.5, (640, 640)), one, config)
+
+    class Counted(ArraySlide):
+        def read_region(self, *given, **named):
+            nonlocal read
+            read += 1
+            return super().read_region(*given, **named)
+
+    slide = Counted(np.zeros((640, 640, 3), np.uint8))
+    for _ in find_in_tiles(slide, tiles, one, config, None):
+        asked += 1
+        assert read <= asked + 2 + 2 * workers + 3
+    assert read == asked == len(tiles) > 20
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "expected"), [("torch", "cpu", 1), ("torch", "cuda", 2), ("openvino", "cuda", 1)]
+)
+def test_only_torch_on_a_gpu_is_asked_by_several_threads(monkeypatch, engine, device, expected):
+    asked = []
+    monkeypatch.setattr(module, "choose_device", lambda number: asked.append(number) or torch.device(device))
+    monkeypatch.setattr(module, "build_engine", lambda *_: None)
+    monkeypatch.setattr(module, "describe_engine", lambda *_: "")
+    network = SimpleNamespace(stride=STRIDE, margin=MARGIN)
+    assert Model.of(network, None, CountConfig(engine=engine), 3).in_flight == expected
+    assert asked == [3]

@@ -1,10 +1,13 @@
 """The second stage learns to tell round from square, and its scores do not hang on batches or neighbours."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from conftest import MPP, QUICK_VERIFIER, ArraySlide, candidate_set, spots_slide, verifier_settings
 
+from mitosis import verification as module
 from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, read_crops
 from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
@@ -141,3 +144,25 @@ def test_the_last_layer_can_be_learned_anew_from_classes_filled_up(tmp_path, lea
     slide, places = spots_slide(9)
     scores = score_crops(filled, read_crops(slide, places, MPP, QUICK_VERIFIER.crop, None))
     assert scores[:8].min() > scores[8:].max()
+
+
+def test_crops_that_are_read_ahead_get_the_same_scores(learned, monkeypatch):
+    """As where a GPU waits for them."""
+    slide, places = spots_slide(9)
+    expected = by_place(verify(slide, detections(places), learned, QUICK_VERIFIER, None, batch_size=3))
+    engine = module._engine(learned)
+    monkeypatch.setattr(module, "_engine", lambda _: engine)
+    monkeypatch.setattr(module, "_device", lambda _: torch.device("cuda"))
+    assert by_place(verify(slide, detections(places), learned, QUICK_VERIFIER, None, batch_size=3)) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("views", [1, 8])
+def test_a_gpu_gives_the_scores_of_the_processor(learned, views):
+    slide, places = spots_slide(9)
+    here, there = (
+        by_place(verify(slide, detections(places), network, QUICK_VERIFIER, None, views=views, batch_size=5))
+        for network in (copy.deepcopy(learned).cpu(), copy.deepcopy(learned).cuda())
+    )
+    assert here.keys() == there.keys()
+    assert max(abs(here[place] - there[place]) for place in here) < 2.5e-4
