@@ -1,8 +1,7 @@
 """How a network is run: uint8 images in, probabilities of a mitotic figure out.
 
 `ENGINES` has the ways to run it, the fastest first. All fold batch normalisation into the convolutions before it and
-agree with the plain float32 network to 1e-4 in every probability (1e-7 as a rule); bfloat16 does not, see
-`torch_engine`.
+agree with the plain float32 network to 1e-4 in every probability (1e-7 as a rule), if they run in float32.
 
 Megapixels per CPU second of a U-Net of width 16 and depth 3 (November 2026, two cores of an AMD EPYC with bfloat16 that
 were shared with other work); four tiles of 512 px on 1 and 2 threads, one tile of 1024 px on 1 and 2 threads:
@@ -14,7 +13,6 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -68,9 +66,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     Only inside ``nn.Sequential``, where the order of the layers is the order they run in; others stay as they are.
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
-    for block in folded.modules():
-        if not isinstance(block, nn.Sequential):
-            continue
+    for block in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
         for place in range(len(block) - 1):
             convolution, norm = block[place], block[place + 1]
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -174,10 +170,14 @@ def onnxruntime_engine(network: nn.Module, device: torch.device, precision: Prec
     return onnx_engine(onnx_model(network))
 
 
-@cache
+_CORES: list[Any] = []
+
+
 def openvino_core() -> Any:
     """The one core of this process, which no network outlives; raises as `openvino_engine`."""
-    return _import("openvino", "onnx openvino").Core()
+    openvino = _import("openvino", "onnx openvino")
+    _CORES.extend(() if _CORES else (openvino.Core(),))
+    return _CORES[0]
 
 
 def openvino_engine(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Engine:

@@ -145,12 +145,12 @@ def test_on_a_gpu_float32_is_exact_where_pytorch_would_round():
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(64, 64, 3, padding=1)
     images = torch.randn(2, 64, 32, 32)
-    with torch.inference_mode():
+    with torch.no_grad():
         expected = layer.double()(images.double()).float()
         there = layer.float().cuda()
         rough, exact = there(images.cuda()).cpu(), without_tf32(there, images.cuda()).cpu()
         again = there(images.cuda()).cpu()
-    assert (exact - expected).abs().max() < 1e-5
+    assert (exact - expected).abs().max() < 5e-5
     assert (rough - expected).abs().max() > 1e-4
     assert torch.equal(again, rough)  # elsewhere all is as it was
 
