@@ -30,7 +30,6 @@ __all__ = [
     "ENGINES",
     "OPSET",
     "Engine",
-    "average_views",
     "build_engine",
     "choose_engine",
     "describe_engine",
@@ -278,23 +277,3 @@ def _import(package: str, needed: str) -> Any:
         raise ConfigError(
             f"The package {package} is not installed. Run: pip install {needed} (or choose --engine torch)."
         ) from error
-
-
-def average_views(engine: Engine, n_views: int) -> Engine:
-    """Run `engine` on images as they are and turned by quarters (4 views), also mirrored (8), and take the mean.
-
-    A cell has no upright position, but a network that saw few of them has learned some. Sides must be multiples of the
-    network's stride, so that a turned tile is cut into the same blocks.
-    """
-    views = [(turns, mirrored) for mirrored in (False, True) for turns in range(4)][:n_views]
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        total = np.zeros(images.shape[:3], dtype=np.float32)
-        for turns, mirrored in views:
-            view = np.rot90(images[:, ::-1] if mirrored else images, turns, axes=(1, 2))
-            back = np.rot90(engine(np.ascontiguousarray(view)), -turns, axes=(1, 2))
-            total += back[:, ::-1] if mirrored else back
-        mean: NDArray[np.float32] = total / np.float32(len(views))
-        return mean
-
-    return run

@@ -20,7 +20,7 @@ from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration, fit_calibration
 from mitosis.splits import TRAIN, VAL
-from mitosis.verification import combine_scores, score_crops, train_verifier
+from mitosis.verification import final_scores, train_verifier
 from mitosis.verifier import Verifier
 
 __all__ = ["add_second_stage", "folds_of"]
@@ -138,7 +138,7 @@ def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> lis
     for name, found in by_slide.items():
         slide = candidates.slides[name]
         first = np.array([candidate.score for candidate in found])
-        final = combine_scores(_probabilities(candidates, found, second, config), first, config.verifier)
+        final = _final_scores(candidates, found, second, config)
         xy = np.array([(candidate.x, candidate.y) for candidate in found]).reshape(-1, 2)
         before, after = (
             SlideScores(
@@ -155,16 +155,16 @@ def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> lis
     return scores
 
 
-def _probabilities(
+def _final_scores(
     candidates: CandidateSet, found: Sequence[Candidate], second: Verifier, config: Config
 ) -> NDArray[np.float64]:
-    """Probability of a figure of some candidates, [N]; a few crops are in memory at once."""
-    parts = [np.empty(0)]
-    for start in range(0, len(found), 256):
-        crops = np.stack([candidates.crop(candidate) for candidate in found[start : start + 256]])
-        parts.append(
-            score_crops(second, centre(crops, config.verifier.crop), max(config.count.views, config.verifier.views))
-        )
+    """Scores of both stages of some candidates, [N]; a few crops are in memory at once."""
+    settings, parts = config.verifier, [np.empty(0)]
+    views = max(config.count.views, settings.views)
+    for some in (found[start : start + 256] for start in range(0, len(found), 256)):
+        crops = centre(np.stack([candidates.crop(candidate) for candidate in some]), settings.crop)
+        first = np.array([candidate.score for candidate in some])
+        parts.append(final_scores(second, np.ascontiguousarray(crops), first, settings, views))
     return np.concatenate(parts)
 
 

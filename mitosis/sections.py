@@ -166,6 +166,8 @@ class VerifierConfig(JitterConfig):
     """Learn the last layer anew on the features of all candidates, the rarer classes filled up by SMOTE."""
     views: Literal[1, 4, 8] = 1
     """Turned (4) and mirrored (8) views of each candidate whose mean is taken; `count.views` may ask for more."""
+    views_from: Fraction = 0.0
+    """Score after the first view, combined and not calibrated, from which on a candidate is given the others."""
     combine: Literal["replace", "geometric"] = "geometric"
     """Final score: the probability of a mitotic figure, or its geometric mean with the score of the first stage."""
     calibrate: bool = True

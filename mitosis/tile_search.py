@@ -14,7 +14,7 @@ from mitosis.checkpoints import ModelCard, VerifierCard, load_model, load_verifi
 from mitosis.config import CountConfig
 from mitosis.covering import cover
 from mitosis.detections import Detections, concatenate, find_peaks, reach_px
-from mitosis.engines import Engine, average_views, build_engine, choose_engine, describe_engine
+from mitosis.engines import Engine, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError
 from mitosis.geometry import Box, Tile, grid_dimensions
 from mitosis.runtime import choose_device, versions
@@ -25,6 +25,7 @@ from mitosis.threads import in_threads
 from mitosis.tissue import TissueMask
 from mitosis.unet import UNet
 from mitosis.verifier import Verifier
+from mitosis.views import average_views
 
 __all__ = ["Finder", "Found", "Model", "check_tile_size", "find_in_tiles", "read_ahead", "tiles_on"]
 

@@ -147,7 +147,7 @@ class UNet(nn.Module):
         upsampling add the position inside a square that is pooled. In all ``7 * 2 ** depth - 5``, or as many squares of
         a stem, of which the outermost counts half as the stem sees no more of it, and the position inside the own one.
         """
-        radius = self.stem * (7 * 2**self.depth - 5) + max(self.stem // 2 - 1, 0)
+        radius = self.stem * ((7 << self.depth) - 5) + max(self.stem // 2 - 1, 0)
         return -(-radius // self.stride) * self.stride
 
     def forward(self, images: Tensor) -> Tensor:

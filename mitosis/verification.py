@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mitosis.config import VerifierConfig
 from mitosis.crops import CLASSES, FIGURE, CandidateSet, centre, read_crops
 from mitosis.descent import Descent
 from mitosis.detections import SCORE_STEPS, Detections
-from mitosis.engines import Engine, average_views, to_input
+from mitosis.engines import Engine, to_input
 from mitosis.rebalance import refit_head
 from mitosis.runtime import choose_device, choose_dtype, on_device
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
@@ -25,8 +25,9 @@ from mitosis.slides import Slide
 from mitosis.stain import StainLevels
 from mitosis.threads import in_threads
 from mitosis.verifier import Classifier, Verifier
+from mitosis.views import add_views, average_views
 
-__all__ = ["combine_scores", "score_crops", "train_verifier", "verify"]
+__all__ = ["combine_scores", "final_scores", "score_crops", "train_verifier", "verify"]
 
 _BATCH = 64
 _READERS = 4  # threads that read crops where a GPU is so fast that it waits for them
@@ -67,25 +68,59 @@ def verify(
     SlideError
         The slide is far coarser than the second stage needs, or cannot be read any more.
     """
-    ordered = candidates.sorted()
-    engine = average_views(_engine(network), views)
+    ordered, score_of = candidates.sorted(), _scorer(network, settings, views)
 
     def read(start: int) -> NDArray[np.uint8]:
         return read_crops(slide, ordered.xy[start : start + batch_size], settings.mpp, settings.crop, stain)
 
-    n = _READERS if _device(network).type == "cuda" else 0
-    batches = in_threads(read, range(0, len(ordered), batch_size), n, ahead=n)
-    score = np.concatenate([np.empty(0), *(engine(crops)[:, 0, 0] for crops in batches)])
-    final = calibration(combine_scores(score, ordered.score, settings))
-    return Detections(ordered.xy, final, ordered.area_um2).sorted()
+    n, starts = _READERS if _device(network).type == "cuda" else 0, range(0, len(ordered), batch_size)
+    batches = zip(starts, in_threads(read, starts, n, ahead=n), strict=True)
+    scores = [score_of(crops, ordered.score[start : start + batch_size]) for start, crops in batches]
+    return Detections(ordered.xy, calibration(np.concatenate([np.empty(0), *scores])), ordered.area_um2).sorted()
+
+
+def final_scores(
+    network: Verifier,
+    crops: NDArray[np.uint8],
+    first: NDArray[np.float64],
+    settings: VerifierConfig,
+    views: int = 1,
+) -> NDArray[np.float64]:
+    """Scores [N] of both stages together, not calibrated: what `verify` gives candidates with these crops.
+
+    Parameters
+    ----------
+    crops : uint8 [N, side, side, 3]
+    first : float64 [N]
+        Scores of the first stage.
+    """
+    return _scorer(network, settings, views)(crops, first)
+
+
+def _scorer(
+    network: Verifier, settings: VerifierConfig, views: int
+) -> Callable[[NDArray[np.uint8], NDArray[np.float64]], NDArray[np.float64]]:
+    """From crops and scores of the first stage to those of both; more views only of what `views_from` asks for."""
+    engine = _engine(network)
+
+    def run(crops: NDArray[np.uint8], first: NDArray[np.float64]) -> NDArray[np.float64]:
+        probability = engine(crops)
+        score = combine_scores(probability[:, 0, 0], first, settings)
+        again = (score >= settings.views_from) & (views > 1)
+        if again.any():
+            mean = add_views(engine, crops[again], probability[again], views)
+            score[again] = combine_scores(mean[:, 0, 0], first[again], settings)
+        return score
+
+    return run
 
 
 def combine_scores(
-    probability: NDArray[np.float64], first: NDArray[np.float64], settings: VerifierConfig
+    probability: NDArray[Any], first: NDArray[np.float64], settings: VerifierConfig
 ) -> NDArray[np.float64]:
     """Final scores [N], whole multiples of 1e-4 from 1e-4 to 1, of the two stages' [N] each."""
     # Rounded before the root too, which would make more of the last bits of a small probability than of a large one.
-    steps = np.maximum(np.rint(probability * SCORE_STEPS), 1)
+    steps = np.maximum(np.rint(probability.astype(np.float64) * SCORE_STEPS), 1)
     if settings.combine == "geometric":
         steps = np.maximum(np.rint(np.sqrt(steps * SCORE_STEPS * first)), 1)
     score: NDArray[np.float64] = steps / SCORE_STEPS
@@ -121,7 +156,7 @@ def _engine(network: Verifier) -> Engine:
     score = on_device(work, _device(network), exact=True)
 
     def run(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.broadcast_to(score(np.ascontiguousarray(crops))[:, None, None], crops.shape[:3])
+        return score(np.ascontiguousarray(crops))[:, None, None]
 
     return run
 

@@ -152,14 +152,12 @@ class Fold:
     def run(self) -> None:
         """All stages, each only if it is not there yet."""
         seen = [slide for slide in self.data.all_slides if self._is_learned_from(slide)]
-        patches = self.data.patches.where(self._is_learned_from)
-        first = self._train("base", patches, self.config)
+        first = self._train("base", self.config)
         if self.options.mine:
             mined = self.out / "mined"
             mine([slide for slide in seen if slide.domain in FIELDS], self._model(first), mined, self.tune)
             self._predict(first)
-            more = PatchIndex.join([patches, PatchIndex.read(mined)])
-            first = self._train("tuned", more, self.tune, start=first)
+            first = self._train("tuned", self.tune, start=first, more=[PatchIndex.read(mined)])
         both = self.out / "both"
         if not (both / "model.json").exists():
             crops = self._some_crops()
@@ -177,9 +175,10 @@ class Fold:
         crops = [slide for slide in self.data.slides["amibr"] if slide.case_id not in {*self.crops, *VALIDATION}]
         return crops[::CROPS_EVERY]
 
-    def _train(self, name: str, patches: PatchIndex, config: Config, start: Path | None = None) -> Path:
+    def _train(self, name: str, config: Config, start: Path | None = None, more: Sequence[PatchIndex] = ()) -> Path:
         out = self.out / name
         if not (out / "done").exists():
+            patches = PatchIndex.join([self.data.patches.where(self._is_learned_from), *more])
             index = patches.with_val_cases(list(VALIDATION))
             resume = (out / "settings.yaml").exists()
             train(index, out, config, resume=resume, start=start, on_step=lambda s, loss: self._report(name, s, loss))

@@ -17,7 +17,6 @@ from mitosis.checkpoints import ModelCard
 from mitosis.config import CountConfig, NetworkConfig
 from mitosis.engines import (
     ENGINES,
-    average_views,
     build_engine,
     choose_engine,
     describe_engine,
@@ -114,40 +113,6 @@ def test_an_engine_has_a_copy_and_leaves_the_network_as_it_was(name):
 def test_a_size_that_does_not_fit_the_stride_is_not_run_silently():
     with pytest.raises(RuntimeError):
         torch_engine(busy_network(depth=2), CPU)(fields(1)[:, :62])
-
-
-@pytest.mark.parametrize("n_views", [1, 4, 8])
-def test_views_are_turned_back_so_that_each_pixel_keeps_its_place(n_views):
-    """An engine without a network: what a pixel gets must not depend on the views."""
-    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    found = average_views(lambda views: views[..., 0] / np.float32(255), n_views)(images)
-    np.testing.assert_allclose(found, images[..., 0] / 255, atol=1e-6)
-    assert found.dtype == np.float32
-
-
-@pytest.mark.parametrize(("n_views", "mirror"), [(4, False), (8, True)])
-def test_the_mean_of_all_views_turns_with_the_image(n_views, mirror):
-    engine = torch_engine(busy_network(depth=2), CPU)
-    image = fields(1)
-    turned = image[:, ::-1] if mirror else np.rot90(image, axes=(1, 2))
-    expected = average_views(engine, n_views)(image)
-    expected = expected[:, ::-1] if mirror else np.rot90(expected, axes=(1, 2))
-    np.testing.assert_allclose(average_views(engine, n_views)(np.ascontiguousarray(turned)), expected, atol=1e-5)
-    single = engine(image)[:, ::-1] if mirror else np.rot90(engine(image), axes=(1, 2))
-    assert np.abs(engine(np.ascontiguousarray(turned)) - single).max() > 1e-3
-
-
-def test_views_are_asked_for_one_by_one():
-    asked = []
-
-    def engine(images):
-        asked.append(images.tobytes())
-        return np.zeros(images.shape[:3], np.float32)
-
-    for n_views in (1, 4, 8):
-        asked.clear()
-        average_views(engine, n_views)(fields(1))
-        assert len(set(asked)) == len(asked) == n_views
 
 
 # Every engine in ENGINES

@@ -11,7 +11,7 @@ from mitosis import verification as module
 from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, read_crops
 from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
-from mitosis.verification import combine_scores, score_crops, train_verifier, verify
+from mitosis.verification import combine_scores, final_scores, score_crops, train_verifier, verify
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,33 @@ def test_eight_views_make_a_turned_slide_the_same(learned):
             for place, other in zip(places.tolist(), moved.tolist(), strict=True)
         ]
         assert (max(abs(a - b) for a, b in pairs) < 2e-4) is same
+
+
+def test_only_what_looks_promising_is_given_more_views(learned, monkeypatch):
+    slide, places = spots_slide(9)
+    once = by_place(verify(slide, detections(places), learned, QUICK_VERIFIER, None))
+    middle = float(np.median(list(once.values())))
+    settings = QUICK_VERIFIER.model_copy(update={"views_from": middle})
+    all_views, found = (
+        by_place(verify(slide, detections(places), learned, some, None, views=8)) for some in (QUICK_VERIFIER, settings)
+    )
+    again = {place for place, score in once.items() if score >= middle}
+    assert 0 < len(again) < len(once)
+    assert found == {place: (all_views if place in again else once)[place] for place in once}
+    shown = []
+    engine = module._engine(learned)
+    monkeypatch.setattr(module, "_engine", lambda _network: lambda crops: shown.append(len(crops)) or engine(crops))
+    verify(slide, detections(places), learned, settings, None, views=8)
+    assert sum(shown) == len(places) + 7 * len(again)
+
+
+def test_crops_at_hand_get_the_scores_that_their_candidates_get(learned):
+    slide, places = spots_slide(9)
+    for settings in (QUICK_VERIFIER, QUICK_VERIFIER.model_copy(update={"views_from": 0.3})):
+        expected = verify(slide, detections(places), learned, settings, None, views=4)
+        crops = read_crops(slide, expected.xy, settings.mpp, settings.crop, None)
+        found = final_scores(learned, crops, np.full(len(crops), 0.5), settings, views=4)
+        np.testing.assert_array_equal(found, expected.score)
 
 
 def test_no_candidates_stay_none(learned):
