@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mitosis.config import TrainConfig, VerifierConfig
 from mitosis.errors import ModelError
@@ -92,11 +93,12 @@ class Descent(Generic[Network]):
 
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:
-        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
-                mean.copy_(value)
+        pairs = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
+        means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # untyped library
+        average(means, values, None)  # in a few kernels for all of them, of which a GPU is short
+        for count, value in (pair for pair in pairs if not pair[0].is_floating_point()):
+            count.copy_(value)
 
 
 def learning_rate(step: int, settings: TrainConfig | VerifierConfig, warmup_steps: int) -> float:
