@@ -19,6 +19,8 @@ from mitosis.threads import in_threads
 
 __all__ = ["candidate_batches", "draws"]
 
+_KEPT_BYTES = 1 << 30  # to open the file of a crop takes longer than all that is done with it
+
 
 def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[tuple[Tensor, Tensor]]:
     """Crops uint8 [B, side, side, 3] and classes int64 [B] of each step, made by a thread ahead of it.
@@ -67,7 +69,13 @@ class _Shown:
         return as_scanned(centre(np.roll(turned, (y, x), axis=(0, 1)), settings.crop), settings, seed)
 
     def _crop(self, row: int) -> NDArray[np.uint8]:
-        return self.candidates.crop(self.candidates.candidates[row])
+        if row in self._kept:
+            return self._kept[row]
+        crop = self.candidates.crop(self.candidates.candidates[row])
+        crop.flags.writeable = False
+        if len(self._kept) < _KEPT_BYTES // crop.nbytes:
+            self._kept[row] = crop
+        return crop
 
     def _rescaled(self, crop: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """The middle of a crop as if scanned at another µm/px: of one size, whatever was drawn."""
@@ -85,6 +93,11 @@ class _Shown:
             return crop
         donor = centre(self._crop(self._donors.choose(row, rng)), len(crop))
         return mix_amplitudes(crop, donor, rng.random(), self.settings.fourier_beta)
+
+    @cached_property
+    def _kept(self) -> dict[int, NDArray[np.uint8]]:
+        """Crops that were read before."""
+        return {}
 
     @cached_property
     def _donors(self) -> Donors:

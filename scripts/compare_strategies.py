@@ -62,7 +62,6 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "loss: Dice + top-k": (*HEAVY, "train.loss=dice+topk"),
 }
 
-NO_JITTER = ("train.resolution_jitter=0", "train.colour_jitter=0", "train.scanner_jitter=0", "train.fourier_share=0")
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "as given": (),
     "sampler: uniform": ("train.sampler=uniform",),
@@ -70,7 +69,12 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "augmentation: heavy for figures": HEAVY,
     "augmentation: 0.3 for all": ("train.augment_figure=0.3", "train.augment_others=0.3"),
     "augmentation: 0.6 for all": ("train.augment_figure=0.6", "train.augment_others=0.6"),
-    "no other scanners": NO_JITTER,
+    "other scanners": (
+        "train.resolution_jitter=0.1",
+        "train.colour_jitter=0.1",
+        "train.scanner_jitter=0.3",
+        "train.fourier_share=0.2",
+    ),
     "other scanners, twice as far": (
         "train.resolution_jitter=0.2",
         "train.colour_jitter=0.2",
