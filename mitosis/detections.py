@@ -7,7 +7,7 @@ change with the number of threads, hardly ever show.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -159,10 +159,12 @@ def find_peaks(
     if highest * SCORE_STEPS < least - 1:
         return Detections.empty()
     reach = reach_px(mpp, rule)
-    steps = _smooth(np.pad(probability, reach), rule.smooth_um / mpp)
-    x0, y0 = window.x0 - reach, window.y0 - reach
+    padded, x0, y0 = np.pad(probability, reach), window.x0 - reach, window.y0 - reach
     inside = Box(core.x0 - x0, core.y0 - y0, core.x1 - x0, core.y1 - y0)
-    rows, columns = _peaks(steps, inside, rule.peak_um / mpp, least)
+    # A smoothed value is a mean, so where no pixel near comes up to the least score there is no peak.
+    parts = _around(padded * SCORE_STEPS >= least - 1, inside, reach)
+    steps = _smooth_parts(padded, parts, reach, rule.smooth_um / mpp)
+    rows, columns = _peaks(steps, parts, rule.peak_um / mpp, least)
     mean_xy, n_pixels = _spots(steps, rows, columns, rule.extent_um / mpp)
     xy = np.stack([columns + x0, rows + y0], axis=1) + 0.5 + mean_xy
     return Detections(xy * (mpp / slide_mpp), steps[rows, columns] / SCORE_STEPS, n_pixels * mpp**2).sorted()
@@ -191,6 +193,36 @@ def merge(detections: Detections, slide_mpp: float, radius_um: float = MERGE_RAD
     return ordered[np.array(keep, dtype=np.int64)]
 
 
+def _around(hot: NDArray[np.bool_], inside: Box, reach: int) -> list[Box]:
+    """Boxes that hold all of `inside` that lies within `reach` px of what is hot; most of a map is far from any."""
+    side = max(16, reach)
+    cells = hot
+    for axis, n in enumerate(hot.shape):
+        cells = np.logical_or.reduceat(cells, np.arange(0, n, side), axis=axis)
+    square = np.ones((3, 3), dtype=bool)
+    labels, _ = ndimage.label(ndimage.binary_dilation(cells, square), square)
+    boxes = [
+        Box(
+            *np.maximum((columns.start * side, rows.start * side), inside[:2]).tolist(),
+            *np.minimum((columns.stop * side, rows.stop * side), inside[2:]).tolist(),
+        )
+        for rows, columns in ndimage.find_objects(labels)
+    ]
+    boxes = [box for box in boxes if min(box.size) > 0]
+    return boxes if sum(math.prod(box.grown(reach).size) for box in boxes) < hot.size else [inside]
+
+
+def _smooth_parts(
+    probability: NDArray[np.floating], parts: Sequence[Box], reach: int, radius: float
+) -> NDArray[np.int32]:
+    """The smoothed map where peaks in these parts need it, and 0 elsewhere."""
+    steps, margin = np.zeros(probability.shape, np.int32), math.floor(radius)
+    for x0, y0, x1, y1 in (part.grown(reach) for part in parts):
+        inner = slice(margin, y1 - y0 - margin), slice(margin, x1 - x0 - margin)
+        steps[y0:y1, x0:x1][inner] = _smooth(probability[y0:y1, x0:x1], radius)[inner]
+    return steps
+
+
 def _smooth(probability: NDArray[np.floating], radius: float) -> NDArray[np.int32]:
     """The smoothed map in whole steps of 1e-4."""
     reach = math.floor(radius)
@@ -212,13 +244,17 @@ def _disc(radius: float) -> tuple[IntArray, IntArray]:
     return rows[near], columns[near]
 
 
-def _peaks(steps: NDArray[np.int32], inside: Box, radius: float, least: int) -> tuple[IntArray, IntArray]:
-    """Rows and columns of the pixels in `inside` that come first, by value, y and x, within `radius` px."""
-    square = 2 * math.floor(radius / math.sqrt(2)) + 1
-    highest = ndimage.maximum_filter(steps, size=square, mode="constant")
-    core = (slice(inside.y0, inside.y1), slice(inside.x0, inside.x1))
-    rows, columns = np.nonzero((steps[core] == highest[core]) & (steps[core] >= least))
-    rows, columns = rows + inside.y0, columns + inside.x0
+def _peaks(steps: NDArray[np.int32], parts: Sequence[Box], radius: float, least: int) -> tuple[IntArray, IntArray]:
+    """Rows and columns of the pixels in `parts` that come first, by value, y and x, within `radius` px."""
+    square, margin = 2 * math.floor(radius / math.sqrt(2)) + 1, math.floor(radius)
+    chosen = np.zeros(steps.shape, dtype=bool)  # boxes may overlap
+    for part in parts:
+        x0, y0, x1, y1 = part.grown(margin)
+        inner = slice(margin, y1 - y0 - margin), slice(margin, x1 - x0 - margin)
+        around = steps[y0:y1, x0:x1]
+        highest = ndimage.maximum_filter(around, size=square, mode="constant")
+        chosen[y0:y1, x0:x1][inner] = (around[inner] == highest[inner]) & (around[inner] >= least)
+    rows, columns = np.nonzero(chosen)
     # Eight neighbours first: they thin out plateaus before the whole disc is looked at.
     for reach in (min(radius, 1.5), radius):
         first = _comes_first(steps, rows, columns, *_disc(reach))

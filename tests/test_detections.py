@@ -55,6 +55,22 @@ def test_tiles_of_any_size_give_what_the_whole_map_gives(blobs, size, seed):
     assert_same(tiled(probability, size), whole(probability))
 
 
+spread = st.tuples(
+    st.floats(-3, 400), st.floats(-3, 300), st.floats(0.3, 9.0), st.sampled_from([0.05, 0.0501, 0.2, 0.8, 1.0])
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(spread, max_size=14), st.sampled_from([0.0001, 0.05, 0.3]), st.sampled_from([0.25, 0.5]))
+def test_what_is_looked_at_alone_is_all_that_there_is(blobs, floor, mpp):
+    """Most of a map is far from anything; without looking there the same is found."""
+    probability = draw_map(300, 400, blobs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mitosis.detections._around", lambda _hot, inside, _reach: [inside])
+        expected = whole(probability, floor, mpp)
+    assert_same(whole(probability, floor, mpp), expected)
+
+
 @settings(max_examples=20)
 @given(st.lists(blob, max_size=4), st.sampled_from([16, 33, 64]))
 def test_flat_maps_are_tiled_alike_too(blobs, size):
