@@ -8,7 +8,7 @@ cases of the other scanner, after learning from one alone.
 
 from enum import Enum
 
-__all__ = ["CASES", "FIELDS", "FOLDS", "Use", "use_of"]
+__all__ = ["CASES", "FIELDS", "FOLDS", "FROM", "WITHIN", "Use", "use_of"]
 
 FIELDS = ("aperio", "hamamatsu")
 """Scanners of whole fields; what comes from others are crops."""
@@ -18,9 +18,9 @@ CASES = {"a": ("00", "03", "10"), "b": ("01", "05", "11"), "c": ("02", "04", "12
 
 SCANNED_TWICE = ("03", "04")
 N_PARTS = 5
-_WITHIN = tuple(f"within-{part}" for part in range(N_PARTS))
-_FROM = tuple(f"from-{scanner}" for scanner in FIELDS)
-FOLDS = (*CASES, *_WITHIN, *_FROM, "all")
+WITHIN = tuple(f"within-{part}" for part in range(N_PARTS))
+FROM = {scanner: f"from-{scanner}" for scanner in FIELDS}
+FOLDS = (*CASES, *WITHIN, *FROM.values(), "all")
 
 
 class Use(Enum):
@@ -35,13 +35,13 @@ def use_of(fold: str, slide_id: str, case_id: str, domain: str) -> Use:
     """What `fold`, one of `FOLDS`, does with a field of one of the scanners in `FIELDS`."""
     if fold in CASES:
         return Use.PREDICT if case_id in CASES[fold] else Use.LEARN
-    if fold in _WITHIN:
+    if fold in WITHIN:
         if domain == "hamamatsu":
             return Use.NOTHING if case_id in SCANNED_TWICE else Use.LEARN
         part = int(slide_id.rpartition("_")[2]) % N_PARTS
-        return Use.PREDICT if part == _WITHIN.index(fold) else Use.LEARN
-    if fold in _FROM:
-        if domain == fold.removeprefix("from-"):
+        return Use.PREDICT if part == WITHIN.index(fold) else Use.LEARN
+    if fold in FROM.values():
+        if fold == FROM[domain]:
             return Use.LEARN
         return Use.NOTHING if case_id in SCANNED_TWICE else Use.PREDICT
     return Use.LEARN

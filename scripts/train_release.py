@@ -15,6 +15,7 @@ share the work.
 """
 
 import argparse
+import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,7 +24,7 @@ from typing import Any
 
 from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
-from release_folds import CASES, FIELDS, FOLDS, Use, use_of
+from release_folds import CASES, FIELDS, FOLDS, FROM, WITHIN, Use, use_of
 from release_report import Quality, calibration_errors, read_stage
 
 from mitosis.annotations import Label
@@ -33,7 +34,7 @@ from mitosis.cohort import SlideSource, find_sources, read_manifest
 from mitosis.config import Config, load_config
 from mitosis.evaluation import MaskOverlap, calibration_rows, candidate_truth, evaluate
 from mitosis.extraction import extract_patches
-from mitosis.files import make_folder, write_json, write_text
+from mitosis.files import atomic_write, make_folder, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.mining import mine, read_marks
 from mitosis.patches import Patch, PatchIndex
@@ -249,6 +250,7 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
                 "calibration": both["calibration"],
                 "calibration_error": calibration_errors(fields),
                 "beside_detectors_that_know_nothing": rows,
+                **_further(release),
             },
         }
     )
@@ -269,7 +271,36 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
         "description": LIMITS,
     }
     save_model(out, network.state_dict(), card.model_copy(update=changes), half=True)
+    picture = release / "networks" / "networks.png"
+    if picture.exists():
+        with atomic_write(out / picture.name) as stream:
+            stream.write(picture.read_bytes())
     return out
+
+
+def _further(release: Path) -> dict[str, Any]:
+    """What else was asked of the recipe, as far as it was: other folds, other networks, and what each part is worth."""
+    folds = {"fields_of_known_cases": WITHIN, **{f"learned_from_{name}_alone": (fold,) for name, fold in FROM.items()}}
+    slides = {name: read_stage(release, "both", chosen) for name, chosen in folds.items()}
+    tables = {
+        "networks_tried": release / "networks" / "networks.csv",
+        "first_stage_ablation": release / "ablation" / "comparison.csv",
+    }
+    return {name: Quality.of(some).to_dict() for name, some in slides.items() if some} | {
+        name: _rows(path) for name, path in tables.items() if path.exists()
+    }
+
+
+def _rows(path: Path) -> list[dict[str, str | float]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(stream)]
+
+
+def _value(text: str) -> str | float:
+    try:
+        return round(float(text), 4)
+    except ValueError:
+        return text
 
 
 def calibrated(slide: SlideScores, calibration: ScoreCalibration) -> SlideScores:

@@ -83,7 +83,10 @@ def _pixels_of(x: float, y: float) -> str:
 @pytest.fixture(scope="module")
 def released(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("release")
-    _run(data, out, "--folds", "a", "all")
+    for name, text in (("networks/networks.csv", "network,f1\nwidth 8,0.41234\n"), ("networks/networks.png", "png")):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text)
+    _run(data, out, "--folds", "a", "from-aperio", "all")
     return out
 
 
@@ -122,6 +125,17 @@ def test_the_shipped_model_holds_what_the_left_out_cases_say(released: Path) -> 
     names = [row["detector"] for row in card.verifier.validation["beside_detectors_that_know_nothing"]]
     assert names == ["never fires", "fires on every dark nucleus", "this model"]
     assert network.width == 2
+
+
+@pytest.mark.slow
+def test_the_card_tells_what_else_was_asked(released: Path) -> None:
+    _, card = load_model(released / "default")
+    assert card.verifier is not None
+    found = card.verifier.validation
+    assert set(found["learned_from_aperio_alone"]["cases"]) == {"05", "12"}
+    assert found["networks_tried"] == [{"network": "width 8", "f1": 0.4123}]
+    assert not {"fields_of_known_cases", "learned_from_hamamatsu_alone", "first_stage_ablation"} & set(found)
+    assert (released / "default" / "networks.png").read_text() == "png"
 
 
 @pytest.mark.slow
