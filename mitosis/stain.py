@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,16 +80,16 @@ class StainLevels:
         In each channel densities up to that of tissue are scaled, those above are stretched to meet that of nuclei; by
         a factor of at most 2, or at least 1/2.
         """
-        result = np.empty_like(image)
-        for channel, table in enumerate(self._tables):
-            result[..., channel] = table[image[..., channel]]
-        return result
+        if not image.size:
+            return image.copy()
+        rows = np.ascontiguousarray(image).reshape(-1, image.shape[-2], 3)
+        return np.asarray(cv2.LUT(rows, self._table), np.uint8).reshape(image.shape)
 
     @cached_property
-    def _tables(self) -> list[NDArray[np.uint8]]:
-        """New grey level of each, for R, G and B."""
+    def _table(self) -> NDArray[np.uint8]:
+        """New grey levels [1, 256, 3] of each, for R, G and B; OpenCV applies it three times as fast as numpy would."""
         levels = zip(self.tissue, self.nuclei, USUAL.tissue, USUAL.nuclei, strict=True)
-        return [_table(*channel) for channel in levels]
+        return np.stack([_table(*channel) for channel in levels], axis=1)[np.newaxis]
 
 
 def _table(tissue: float, nuclei: float, usual_tissue: float, usual_nuclei: float) -> NDArray[np.uint8]:
