@@ -78,6 +78,8 @@ def open_cluster(address: str | None = None, processes: int = 1, tiles: int = TI
                         n_workers=processes,
                         threads_per_worker=1,
                         dashboard_address=None,
+                        # Even without one it answers by HTTP: at any free port, and on this machine alone.
+                        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                         memory_limit=None,
                         silence_logs="ERROR",
                     )

@@ -6,16 +6,16 @@ Usage: python scripts/benchmark.py read [--slide FILE] [--json]
        python scripts/benchmark.py hotspot [--json]
        python scripts/benchmark.py network [--json]
        python scripts/benchmark.py slide [--side N | --sides N N ...] [--cache FOLDER] [--model MODEL] [--json]
+       python scripts/benchmark.py workers [--side N] [--model MODEL] [--cache FOLDER] [--rounds N] [--json]
        python scripts/benchmark.py extract [--side N] [--peer-python PATH] [--rounds N] [--json]
        python scripts/benchmark.py gpu [--side N] [--model MODEL] [--rounds N] [--json]
        python scripts/benchmark.py engine [--side N] [--model MODEL] [--peer-python PATH] [--rounds N] [--json]
 
 Figures are medians over rounds in which the contenders take turns on fresh work, as CPU time, so a busy machine
 disturbs the ratios little; `slide`, `extract` and `engine` give wall times too, for which the machine must be idle;
-`gpu` gives nothing else.
-`extract` and `engine` compare with packages that the toolkit does not need: PATH is the interpreter of an environment
-that has them (`pip install tiatoolbox pyvips pyvips-binary pydantic`). A benchmark is a function and a line in
-`BENCHMARKS`.
+`gpu` and `workers` give nothing else. `extract` and `engine` compare with packages that the toolkit does not need: PATH
+is the interpreter of an environment that has them (`pip install tiatoolbox pyvips pyvips-binary pydantic`). A benchmark
+is a function and a line in `BENCHMARKS`.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from benchmark_network import benchmark_network
 from benchmark_points import benchmark_evaluate, benchmark_hotspot
 from benchmark_read import READ_SIDE, benchmark_read
 from benchmark_slide import benchmark_slide
+from benchmark_workers import WORKERS_SIDE, benchmark_workers
 
 from mitosis.config import load_config
 
@@ -57,6 +58,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterable[Figure]]] = {
     "network": benchmark_network,
     "read": benchmark_read,
     "slide": slide,
+    "workers": benchmark_workers,
 }
 
 
@@ -79,16 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object a figure")
     parser.add_argument("--slide", type=Path, help="read: a slide of JPEG tiles instead of the drawn one")
     sides = {"read": READ_SIDE, "slide": SLIDE_SIDE, "extract": EXTRACT_SIDE, "engine": ENGINE_SIDE, "gpu": GPU_SIDE}
+    sides["workers"] = WORKERS_SIDE
     usual = ", ".join(f"{name} {side}" for name, side in sides.items())
     parser.add_argument("--side", type=int, help=f"side of the drawn slide in px ({usual})")
     parser.add_argument("--sides", type=int, nargs="+", help="slide: several, to see whether memory grows")
-    parser.add_argument("--cache", type=Path, help="slide: a folder that keeps the drawn slides for the next time")
-    model = "slide, engine, gpu: name or folder of a model instead of the shipped one or a random one"
+    parser.add_argument("--cache", type=Path, help="slide, workers: a folder that keeps the drawn slides")
+    model = "slide, engine, gpu, workers: name or folder of a model instead of the shipped one or a random one"
     parser.add_argument("--model", help=model)
     parser.add_argument("--patches", type=Path, help="load: a folder of patches instead of sample_patches/")
     parser.add_argument("--detections", type=int, default=1_000_000, help="evaluate: how many")
     parser.add_argument("--peer-python", type=Path, help="extract, engine: the interpreter that has the peers")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"slide, extract, engine, gpu: how many ({ROUNDS})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of those with --rounds: how many ({ROUNDS})")
     return parser
 
 
