@@ -37,8 +37,8 @@ __all__ = ["AHEAD", "TILES", "Cluster", "open_cluster"]
 AHEAD = 2
 """Slides to start while one is waited for, so that workers have work while its report is written."""
 
-TILES = 16
-"""Tiles of a region; some seconds of work, so that its way to a worker and back does not show."""
+TILES = 4
+"""Tiles of a region, at most about 1.4 mm²: a second or two of work, so that its way to a worker does not show."""
 
 RETRIES = 2
 """How often a region that failed is tried again; shared folders stumble. Lost workers do not count."""
