@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -171,9 +172,15 @@ def load_batches(
         num_workers=workers,
         prefetch_factor=_PREFETCH,
         multiprocessing_context="spawn",
+        worker_init_fn=_work_alone,
         pin_memory=torch.cuda.is_available(),
     )
     yield from loader
+
+
+def _work_alone(_worker: int) -> None:
+    """There is a loader process for each core; OpenCV would start as many threads again in each."""
+    cv2.setNumThreads(1)
 
 
 def _load_ahead(dataset: PatchDataset, batches: Sequence[Sequence[Draw]]) -> Iterator[tuple[Tensor, Tensor]]:

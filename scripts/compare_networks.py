@@ -47,6 +47,8 @@ from mitosis.cost import Cost, network_cost
 from mitosis.files import atomic_write
 from mitosis.patches import PatchIndex
 
+PLAIN = ("network.stem=1", "network.block=plain", "network.classes=2")
+"""What a network is that does not say otherwise, whatever the settings of the others are."""
 DEFAULT = ("network.width=16", "network.depth=3")
 NETWORKS: dict[str, tuple[str, ...]] = {
     "width 16, depth 3": DEFAULT,
@@ -163,14 +165,15 @@ def _config(name: str, arguments: argparse.Namespace, seed: int) -> Config:
     """The settings of a network; at a finer µm/px than the others, patches and crops of more pixels."""
     phantom = () if arguments.slides or arguments.manifest else PHANTOM
     others = (*phantom, *arguments.set, f"train.seed={seed}")
-    usual, config = (load_config(arguments.config, (*others, *own)) for own in ((), NETWORKS[name]))
+    own = (*PLAIN, *NETWORKS[name])
+    usual, config = (load_config(arguments.config, (*others, *some)) for some in (PLAIN, own))
     ratio = usual.extract.mpp / config.extract.mpp
     if ratio == 1:
         return config
     scaled = {"extract.size": config.extract.size, "train.crop": config.train.crop}
     lengths = [f"{key}={round(length * ratio / STEP) * STEP}" for key, length in scaled.items()]
     jitter = f"extract.jitter={round(config.extract.jitter * ratio)}"
-    return load_config(arguments.config, (*others, *NETWORKS[name], *lengths, jitter))
+    return load_config(arguments.config, (*others, *own, *lengths, jitter))
 
 
 def cost_of(config: Config) -> Cost:

@@ -6,9 +6,10 @@ second scan of a slide is not learned from, as its fields would show the same ce
 cases of the other scanner, after learning from one alone.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 
-__all__ = ["CASES", "FIELDS", "FOLDS", "FROM", "WITHIN", "Use", "use_of"]
+__all__ = ["CASES", "FIELDS", "FOLDS", "FROM", "WITHIN", "Use", "part_of", "use_of"]
 
 FIELDS = ("aperio", "hamamatsu")
 """Scanners of whole fields; what comes from others are crops."""
@@ -45,3 +46,12 @@ def use_of(fold: str, slide_id: str, case_id: str, domain: str) -> Use:
             return Use.LEARN
         return Use.NOTHING if case_id in SCANNED_TWICE else Use.PREDICT
     return Use.LEARN
+
+
+def part_of(slide_id: str, case_id: str, domain: str, folds: Sequence[str] = ()) -> str:
+    """What a field is scored with: its case, or among folds within cases the one that predicted it.
+
+    Thresholds are chosen on the other parts.
+    """
+    within = (fold for fold in WITHIN if fold in folds)
+    return next((fold for fold in within if use_of(fold, slide_id, case_id, domain) is Use.PREDICT), case_id)

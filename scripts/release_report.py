@@ -2,19 +2,19 @@
 
 Example: python scripts/release_report.py release
 
-A case is scored at the threshold that is best on all other cases, whose predictions are left-out ones too. Intervals
-are of 95 %, over cases.
+A case is scored at the threshold that is best on all other cases, whose predictions are left-out ones too; of folds
+within cases, each at that of the other folds. Intervals are of 95 %, over cases.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from release_folds import CASES, FIELDS
+from release_folds import CASES, FIELDS, part_of
 
 from mitosis.detections import Detections
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, cross_thresholds, evaluate
@@ -35,7 +35,7 @@ def main() -> None:
     for stage, title in STAGES.items():
         slides = read_stage(arguments.release, stage, arguments.folds)
         if slides:
-            print(f"\n## {title} ({len(slides)} slides)\n\n{Quality.of(slides).table()}")
+            print(f"\n## {title} ({len(slides)} slides)\n\n{Quality.of(slides, arguments.folds or ()).table()}")
             fields = [slide for slide in slides if slide.domain in FIELDS]
             errors, coverage = calibration_errors(fields), field_coverage(fields)
             print(f"Calibration error {errors['as_scored']:.3f}, of calibrated scores {errors['calibrated']:.3f}.")
@@ -123,25 +123,26 @@ class Quality:
     fp_per_mm2: Mapping[str, float]
 
     @classmethod
-    def of(cls, slides: Sequence[SlideScores]) -> "Quality":
-        """The quality of some left-out predictions."""
+    def of(cls, slides: Sequence[SlideScores], folds: Sequence[str] = ()) -> "Quality":
+        """The quality of predictions that some folds left out; by default of cases."""
         fields = [slide for slide in slides if slide.domain in FIELDS]
         threshold = choose_threshold(fields)
-        by_case = cross_thresholds(fields)
-        for_counts = cross_thresholds(fields, objective="count")
+        parts = {slide.slide: part_of(slide.slide, slide.case_id, slide.domain, folds) for slide in fields}
+        by_part = [replace(slide, case_id=parts[slide.slide]) for slide in fields]
+        chosen, for_counts = (cross_thresholds(by_part, objective=objective) for objective in ("f1", "count"))
         domains = {domain: [slide for slide in slides if slide.domain == domain] for domain in _domains(slides)}
         results = {domain: evaluate(some, threshold).pooled for domain, some in domains.items()}
         return cls(
             threshold,
             choose_threshold(fields, objective="count"),
             {
-                name: score_slides(some, {slide.slide: by_case[slide.case_id] for slide in some})
+                name: score_slides(some, {slide.slide: chosen[parts[slide.slide]] for slide in some})
                 for name, some in (
                     *((domain, domains[domain]) for domain in FIELDS if domain in domains),
                     ("all", fields),
                 )
             },
-            score_slides(fields, {slide.slide: for_counts[slide.case_id] for slide in fields}),
+            score_slides(fields, {name: for_counts[part] for name, part in parts.items()}),
             {domain: (result.recall, result.tp + result.fn) for domain, result in results.items()},
             {
                 domain: results[domain].fp / sum(slide.area_mm2 for slide in domains[domain])

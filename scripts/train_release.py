@@ -286,7 +286,7 @@ def _further(release: Path) -> dict[str, Any]:
         "networks_tried": release / "networks" / "networks.csv",
         "first_stage_ablation": release / "ablation" / "comparison.csv",
     }
-    return {name: Quality.of(some).to_dict() for name, some in slides.items() if some} | {
+    return {name: Quality.of(some, folds[name]).to_dict() for name, some in slides.items() if some} | {
         name: _rows(path) for name, path in tables.items() if path.exists()
     }
 

@@ -1,7 +1,7 @@
 """The folds of the recipe: what is predicted was never learned from, and every field is predicted once."""
 
 import pytest
-from release_folds import CASES, FOLDS, Use, use_of
+from release_folds import CASES, FOLDS, WITHIN, Use, part_of, use_of
 
 TWICE = ("03", "04")
 APERIO = [(f"A{case:02}_{field:02}", f"{case:02}", "aperio") for case in range(5) for field in range(10)]
@@ -50,3 +50,9 @@ def test_from_one_scanner_the_other_is_predicted_without_slides_that_both_scanne
 
 def test_the_model_that_ships_learns_from_all() -> None:
     assert used("all", Use.LEARN) == ALL
+
+
+def test_a_field_is_scored_with_its_case_or_with_the_fields_that_were_left_out_with_it() -> None:
+    assert part_of("A03_07", "03", "aperio") == part_of("H03_00Aa", "03", "hamamatsu") == "03"
+    assert part_of("A03_07", "03", "aperio", CASES) == "03"
+    assert part_of("A03_07", "03", "aperio", WITHIN) == "within-2"
