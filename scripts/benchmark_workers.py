@@ -1,6 +1,6 @@
 """One worker process against two on the same slide: `benchmark.py workers`.
 
-Each worker computes on one thread, so that what is measured is not parallel already. The clusters stand before the
+Each worker reads and computes on one thread, so that what is measured is not parallel already. The clusters stand before the
 clock starts, and take turns.
 """
 
@@ -37,7 +37,7 @@ def benchmark_workers(arguments: argparse.Namespace) -> Iterator[Figure]:
     """Time from file to count by one worker and by two, first stage alone, and whether the reports are the same."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which are not started yet
     torch.set_num_threads(1)
-    config = load_config().count.model_copy(update={"verify": False})
+    config = load_config().count.model_copy(update={"verify": False, "workers": 0})
     model = Model.load(find_model(arguments.model or "default"), config)
     with ExitStack() as stack:
         folder = arguments.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
