@@ -1,7 +1,7 @@
 """One worker process against two on the same slide: `benchmark.py workers`.
 
-Each worker reads and computes on one thread, so that what is measured is not parallel already. The clusters stand before the
-clock starts, and take turns.
+Each worker reads and computes on one thread, so that what is measured is not parallel already. The clusters stand
+before the clock starts, and take turns.
 """
 
 import argparse
