@@ -114,7 +114,7 @@ def _histogram(axes: Axes, card: Scorecard, scores: Mapping[str, Sequence[float]
     axes.set_yscale("symlog", linthresh=10)
     axes.set(xlabel="score (dotted: threshold)", ylabel="candidates", xlim=(0, 1), ylim=(0, None))
     axes.set_title("Scores by truth")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper center")
     return True
 
 
@@ -158,7 +158,7 @@ def _bars(axes: Axes, card: Scorecard, _: Mapping[str, Sequence[float]]) -> bool
     axes.set(ylim=(0, 1.02), ylabel="F1, precision, recall")
     few = f" (the lowest {MOST_BARS} of {len(card.cases)})" if len(card.cases) > MOST_BARS else ""
     axes.set_title(f"Cases{few}")
-    axes.legend(frameon=False, fontsize=9, ncols=3)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper right")
     return True
 
 
