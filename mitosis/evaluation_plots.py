@@ -158,7 +158,7 @@ def _bars(axes: Axes, card: Scorecard, _: Mapping[str, Sequence[float]]) -> bool
     axes.set(ylim=(0, 1.02), ylabel="F1, precision, recall")
     few = f" (the lowest {MOST_BARS} of {len(card.cases)})" if len(card.cases) > MOST_BARS else ""
     axes.set_title(f"Cases{few}")
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper right")
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center")
     return True
 
 
