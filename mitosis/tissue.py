@@ -26,6 +26,9 @@ STAIN_OD = 0.05
 stroma at 8 µm/px is about 0.08. A fixed value, not one fitted to the slide: then a blank slide has no tissue, and a
 field of view without glass is tissue all over."""
 
+_ROWS = 256
+_BLUR_REACH = 4  # px: how far the filter that smooths colours looks
+
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
@@ -54,14 +57,16 @@ class TissueMask:
     mpp: float
     slide_mpp: float
     dimensions: tuple[int, int]
-    _integral: FloatArray = field(init=False, repr=False)
+    _integral: NDArray[np.int32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
         width, height = grid_dimensions(self.dimensions, self.slide_mpp, self.mpp)
         if mask.shape != (height, width):
             raise ValueError(f"mask: expected [H, W] = {(height, width)}, but got {mask.shape}")
-        integral = np.pad(mask.astype(np.float64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        integral = np.zeros((height + 1, width + 1), np.int32)
+        np.cumsum(mask, axis=0, out=integral[1:, 1:])
+        np.cumsum(integral, axis=1, out=integral)
         for name, array in (("mask", mask), ("_integral", integral)):
             array.setflags(write=False)
             object.__setattr__(self, name, array)
@@ -136,7 +141,15 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
 
 
 def _is_stained(image: NDArray[np.uint8]) -> BoolArray:
-    """Bool [H, W] of an RGB image [H, W, 3]."""
+    """Bool [H, W] of an RGB image [H, W, 3], some rows at a time: as densities a large slide would take 400 MB."""
+    stained = np.empty(image.shape[:2], bool)
+    for y in range(0, len(image), _ROWS):
+        top = max(0, y - _BLUR_REACH)
+        stained[y : y + _ROWS] = _stained_rows(image[top : y + _ROWS + _BLUR_REACH])[y - top :][:_ROWS]
+    return stained
+
+
+def _stained_rows(image: NDArray[np.uint8]) -> BoolArray:
     red, green, blue = np.moveaxis(-np.log10(np.maximum(image, 1) / 255.0), 2, 0)
     black = np.minimum(np.minimum(red, green), blue) > 0.9
     ink = red - green > 0.15
@@ -147,8 +160,11 @@ def _is_stained(image: NDArray[np.uint8]) -> BoolArray:
 
 def _without_small(mask: BoolArray, n_pixels: float) -> BoolArray:
     """The mask less its connected parts of fewer than `n_pixels` pixels."""
-    labels, _ = ndimage.label(mask)
-    kept = np.bincount(labels.ravel()) >= n_pixels
+    labels, n_parts = ndimage.label(mask)
+    sizes = np.zeros(n_parts + 1, np.int64)
+    for start in range(0, len(labels), _ROWS):  # of all rows at once `bincount` makes a copy, twice as large
+        sizes += np.bincount(labels[start : start + _ROWS].ravel(), minlength=n_parts + 1)
+    kept = sizes >= n_pixels
     kept[0] = False
     large: BoolArray = kept[labels]
     return large
