@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, cast
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from mitosis.views import add_views, average_views
 __all__ = ["combine_scores", "final_scores", "score_crops", "train_verifier", "verify"]
 
 _BATCH = 64
-_READERS = 4  # threads that read crops where a GPU is so fast that it waits for them
+_READERS = 4  # threads that read crops where a GPU is so fast that it waits for them; elsewhere one
 _WARMUP = 0.05
 
 
@@ -68,15 +69,16 @@ def verify(
     SlideError
         The slide is far coarser than the second stage needs, or cannot be read any more.
     """
-    ordered, score_of = candidates.sorted(), _scorer(network, settings, views)
+    ordered = candidates.sorted()
 
-    def read(start: int) -> NDArray[np.uint8]:
-        return read_crops(slide, ordered.xy[start : start + batch_size], settings.mpp, settings.crop, stain)
+    def read(start: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        some = ordered[start : start + batch_size]
+        return read_crops(slide, some.xy, settings.mpp, settings.crop, stain), some.score
 
-    n, starts = _READERS if _device(network).type == "cuda" else 0, range(0, len(ordered), batch_size)
-    batches = zip(starts, in_threads(read, starts, n, ahead=n), strict=True)
-    scores = [score_of(crops, ordered.score[start : start + batch_size]) for start, crops in batches]
-    return Detections(ordered.xy, calibration(np.concatenate([np.empty(0), *scores])), ordered.area_um2).sorted()
+    n = _READERS if _device(network).type == "cuda" else 1
+    batches = in_threads(read, range(0, len(ordered), batch_size), n, ahead=n)
+    scores = _scores(network, batches, settings, views, batch_size)
+    return Detections(ordered.xy, calibration(scores), ordered.area_um2).sorted()
 
 
 def final_scores(
@@ -94,25 +96,50 @@ def final_scores(
     first : float64 [N]
         Scores of the first stage.
     """
-    return _scorer(network, settings, views)(crops, first)
+    return _scores(network, [(crops, first)], settings, views)
 
 
-def _scorer(
-    network: Verifier, settings: VerifierConfig, views: int
-) -> Callable[[NDArray[np.uint8], NDArray[np.float64]], NDArray[np.float64]]:
-    """From crops and scores of the first stage to those of both; more views only of what `views_from` asks for."""
-    engine = _engine(network)
+class _Promising(NamedTuple):
+    """A candidate that is given more views: its row, its crop, what was said of it, and its first score."""
 
-    def run(crops: NDArray[np.uint8], first: NDArray[np.float64]) -> NDArray[np.float64]:
-        probability = engine(crops)
-        score = combine_scores(probability[:, 0, 0], first, settings)
-        again = (score >= settings.views_from) & (views > 1)
-        if again.any():
-            mean = add_views(engine, crops[again], probability[again], views)
-            score[again] = combine_scores(mean[:, 0, 0], first[again], settings)
-        return score
+    row: int
+    crop: NDArray[np.uint8]
+    probability: NDArray[np.float32]
+    first: float
 
-    return run
+
+def _scores(
+    network: Verifier,
+    batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.float64]]],
+    settings: VerifierConfig,
+    views: int,
+    batch_size: int = _BATCH,
+) -> NDArray[np.float64]:
+    """From crops and scores of the first stage to those of both; more views only of what `views_from` asks for.
+
+    Promising candidates wait until they fill a batch: an engine keeps some 3 MB for each size of batch that it met.
+    """
+    engine, parts = _engine(network), [np.empty(0)]
+
+    def promising() -> Iterator[_Promising]:
+        n = 0
+        for crops, first in batches:
+            probability = engine(crops)
+            parts.append(combine_scores(probability[:, 0, 0], first, settings))
+            for row in np.flatnonzero((parts[-1] >= settings.views_from) & (views > 1)).tolist():
+                yield _Promising(n + row, crops[row].copy(), probability[row], first[row])
+            n += len(first)
+
+    waiting, again = promising(), []
+    while some := list(islice(waiting, batch_size)):
+        upright = np.stack([one.probability for one in some])
+        mean = add_views(engine, np.stack([one.crop for one in some]), upright, views)
+        first_scores = np.array([one.first for one in some])
+        again.append(([one.row for one in some], combine_scores(mean[:, 0, 0], first_scores, settings)))
+    scores = np.concatenate(parts)
+    for rows, better in again:
+        scores[rows] = better
+    return scores
 
 
 def combine_scores(
