@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 from mitosis.errors import OutputError
@@ -22,6 +23,8 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+_UMASK = Lock()
 
 
 @contextmanager
@@ -55,8 +58,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:  # it can only be read by setting it, and two threads at once would leave it at 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

@@ -97,6 +97,9 @@ def draw_mask(
     """
     width, height = box.size
     ratio, reach = mpp / slide_mpp, nucleus_radius_um / mpp
+    annotations = tuple(annotations)
+    if not annotations:  # most patches
+        return np.full((height, width), BACKGROUND, np.uint8)
     labelled = {label: np.zeros((height, width), bool) for label in _VALUES}
     outlined, refined, ignored = (np.zeros((height, width), bool) for _ in range(3))
     for annotation in annotations:
