@@ -12,10 +12,9 @@ References
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from mitosis.detections import Detections
@@ -33,7 +32,7 @@ from mitosis.hotspots import (
     within_region,
 )
 from mitosis.slides import BadTile
-from mitosis.tissue import TissueMask
+from mitosis.tissue import TissueMask, touched
 from mitosis.uncertainty import CaseCounts, TrueCount, posterior, true_count
 
 __all__ = [
@@ -186,7 +185,7 @@ def mitotic_count(
     hotspots: tuple[Hotspot, ...] = ()
     if area > 0:
         hotspots = find_hotspots(counted.xy, readable, hotspot_mm2, aspect, shape=shape, n=n_hotspots)
-    everything = TissueMask(np.ones_like(tissue.mask), tissue.mpp, tissue.slide_mpp, tissue.dimensions)
+    unreadable = touched(tissue.mask.shape, boxes, tissue.mpp / tissue.slide_mpp)
     return CountReport(
         slide=slide,
         status="degraded" if bad_tiles else "ok" if area > 0 else "no_tissue",
@@ -194,7 +193,7 @@ def mitotic_count(
         n_candidates=len(detections),
         threshold=threshold,
         tissue_mm2=area,
-        excluded_mm2=everything.area_mm2 - everything.without(boxes).area_mm2,
+        excluded_mm2=replace(tissue, mask=unreadable).area_mm2,
         density_per_mm2=len(counted) / area if area > 0 else None,
         hotspot=hotspots[0] if hotspots else None,
         more_hotspots=hotspots[1:],

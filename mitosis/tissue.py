@@ -1,8 +1,9 @@
 """Where there is tissue on a slide, and how many mm²."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
@@ -10,7 +11,7 @@ from scipy import ndimage
 from mitosis.geometry import Box, area_mm2, grid_dimensions
 from mitosis.slides import Slide, thumbnail
 
-__all__ = ["TISSUE_MPP", "TissueMask", "find_tissue"]
+__all__ = ["TISSUE_MPP", "TissueMask", "find_tissue", "touched"]
 
 TISSUE_MPP = 8.0
 """µm/px at which tissue is looked for."""
@@ -64,9 +65,7 @@ class TissueMask:
         width, height = grid_dimensions(self.dimensions, self.slide_mpp, self.mpp)
         if mask.shape != (height, width):
             raise ValueError(f"mask: expected [H, W] = {(height, width)}, but got {mask.shape}")
-        integral = np.zeros((height + 1, width + 1), np.int32)
-        np.cumsum(mask, axis=0, out=integral[1:, 1:])
-        np.cumsum(integral, axis=1, out=integral)
+        integral = np.asarray(cv2.integral(mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
         for name, array in (("mask", mask), ("_integral", integral)):
             array.setflags(write=False)
             object.__setattr__(self, name, array)
@@ -117,12 +116,8 @@ class TissueMask:
 
     def without(self, boxes: Iterable[Box]) -> "TissueMask":
         """The mask less every pixel that one of `boxes` (level-0 px) touches: places that could not be read."""
-        mask, ratio = self.mask.copy(), self.mpp / self.slide_mpp
-        for box in boxes:
-            x0, y0 = (max(0, int(np.floor(edge / ratio + 1e-9))) for edge in box[:2])
-            x1, y1 = (max(0, int(np.ceil(edge / ratio - 1e-9))) for edge in box[2:])
-            mask[y0:y1, x0:x1] = False
-        return TissueMask(mask, self.mpp, self.slide_mpp, self.dimensions)
+        lost = touched(self.mask.shape, boxes, self.mpp / self.slide_mpp)
+        return replace(self, mask=self.mask & ~lost) if lost.any() else self
 
 
 def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
@@ -136,8 +131,18 @@ def find_tissue(slide: Slide, mpp: float = TISSUE_MPP) -> TissueMask:
     mask = ~_without_small(~mask, min(HOLE_MM2, whole_mm2 / 10) / area_mm2(1, mpp))
     mask = _without_small(mask, min(SPECK_MM2, whole_mm2 / 10) / area_mm2(1, mpp))
     # Damaged tiles read as glass; they are kept, so that a count can say how much of the slide it could not see.
-    seen = TissueMask(np.ones_like(mask), mpp, slide.mpp, slide.dimensions).without(bad.box for bad in slide.bad_tiles)
-    return TissueMask(mask | ~seen.mask, mpp, slide.mpp, slide.dimensions)
+    mask |= touched(mask.shape, (bad.box for bad in slide.bad_tiles), mpp / slide.mpp)
+    return TissueMask(mask, mpp, slide.mpp, slide.dimensions)
+
+
+def touched(shape: tuple[int, ...], boxes: Iterable[Box], ratio: float) -> BoolArray:
+    """Bool [H, W]: the pixels of a mask, `ratio` level-0 px wide, that one of `boxes` (level-0 px) touches."""
+    mask = np.zeros(shape, bool)
+    for box in boxes:
+        x0, y0 = (max(0, int(np.floor(edge / ratio + 1e-9))) for edge in box[:2])
+        x1, y1 = (max(0, int(np.ceil(edge / ratio - 1e-9))) for edge in box[2:])
+        mask[y0:y1, x0:x1] = True
+    return mask
 
 
 def _is_stained(image: NDArray[np.uint8]) -> BoolArray:
