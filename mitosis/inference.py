@@ -156,7 +156,7 @@ def _first_stage(model: Model, config: CountConfig) -> CountConfig:
     first = np.arange(1, SCORE_STEPS + 1) / SCORE_STEPS
     best = card.score_calibration(combine_scores(np.ones_like(first), first, card.settings))
     able = first[best >= config.score_floor]
-    least = config.verify_floor or card.settings.score_floor
+    least = config.verify_floor or card.settings.ask_floor or card.settings.score_floor
     return config.model_copy(update={"score_floor": max(least, able.min(initial=1.0))})
 
 

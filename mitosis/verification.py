@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -145,11 +146,23 @@ def _scores(
 def combine_scores(
     probability: NDArray[Any], first: NDArray[np.float64], settings: VerifierConfig
 ) -> NDArray[np.float64]:
-    """Final scores [N], whole multiples of 1e-4 from 1e-4 to 1, of the two stages' [N] each."""
-    # Rounded before the root too, which would make more of the last bits of a small probability than of a large one.
+    """Final scores [N], whole multiples of 1e-4 from 1e-4 to 1, of the two stages' [N] each.
+
+    Both scores are rounded before they are combined too: roots and log-odds would make more of the last bits of a small
+    probability than of a large one. The weighted mean of log-odds is known as logarithmic opinion pool.
+
+    References
+    ----------
+    Genest & Zidek: Combining probability distributions, Stat Sci 1986;1:114-135.
+    """
     steps = np.maximum(np.rint(probability.astype(np.float64) * SCORE_STEPS), 1)
     if settings.combine == "geometric":
         steps = np.maximum(np.rint(np.sqrt(steps * SCORE_STEPS * first)), 1)
+    elif settings.combine == "log_odds":
+        each = (np.clip(score, 1, SCORE_STEPS - 1) / SCORE_STEPS for score in (np.rint(first * SCORE_STEPS), steps))
+        weights = settings.first_weight, 1 - settings.first_weight
+        odds = sum(weight * logit(score) for weight, score in zip(weights, each, strict=True))
+        steps = np.maximum(np.rint(expit(odds) * SCORE_STEPS), 1)
     score: NDArray[np.float64] = steps / SCORE_STEPS
     return score
 

@@ -143,7 +143,7 @@ def test_off_its_stride_they_would_not(busy_model, busy_slide):
 def two_stages(busy_model):
     """The busy model and a second stage that takes all for figures, whose scores are calibrated down."""
     second = VerifierCard(
-        settings=VerifierConfig(width=2, crop=16, mpp=MPP, score_floor=0.01),
+        settings=VerifierConfig(width=2, crop=16, mpp=MPP, score_floor=0.01, combine="geometric"),
         classes=CLASSES,
         threshold=0.3,
         count_threshold=0.3,

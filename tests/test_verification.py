@@ -125,6 +125,23 @@ def test_scores_are_combined_as_asked_and_are_never_nothing():
     assert geometric.tolist() == [0.5, 0.5, 0.0071, 0.0035]
 
 
+def test_log_odds_are_averaged_by_weight():
+    probability, first = np.array([0.8, 0.8, 1.0, 0.0]), np.array([0.2, 0.8, 0.0001, 1.0])
+    # odds 4 and 1/4: weights of a half cancel, 0.75 leaves 4^(0.75 - 0.25) = 2
+    assert combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.5))[:2].tolist() == [
+        0.5,
+        0.8,
+    ]
+    assert combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.25)).tolist()[0] == (
+        pytest.approx(2 / 3, abs=1e-4)
+    )
+    # The surest answers of the two against each other: neither is infinitely sure.
+    sure = combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.2)).tolist()[2:]
+    assert sure == [0.996, 0.004]
+    alone = combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.0))
+    assert alone.tolist() == [0.8, 0.8, 0.9999, 0.0001]
+
+
 def test_each_member_learns_with_a_seed_of_its_own(tmp_path):
     candidates, seen = candidate_set(tmp_path), []
     together = train_verifier(candidates, verifier_settings(members=2, steps=3), lambda step, _: seen.append(step))
