@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -46,6 +48,16 @@ def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path):
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_threads_that_write_leave_the_umask_alone(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: write_text(tmp_path / f"{number}.txt", "x"), range(200)))
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    finally:
+        assert os.umask(before) == 0o027
 
 
 def test_a_new_file_can_be_read_by_whom_the_umask_allows(tmp_path):

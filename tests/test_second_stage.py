@@ -1,5 +1,6 @@
 """From slides to a model of two stages: thresholds from what it did not learn from, and a count with it and without."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -189,7 +190,14 @@ def test_what_the_first_stage_gives_too_little_is_not_looked_at(tmp_path, made):
     floor = float(first.score.mean())
     with mock.patch("mitosis.inference.verify", wraps=lambda _slide, found, *_, **__: found) as spy:
         found = count(tmp_path, folder / "both", verify_floor=floor).candidates
-    assert (len(first), len(spy.call_args[0][1]), len(found)) == (6, 4, 4)
+        own = tmp_path / "own"
+        shutil.copytree(folder / "both", own)
+        card = json.loads((own / "model.json").read_text(encoding="utf-8"))
+        card["verifier"]["settings"]["ask_floor"] = floor
+        (own / "model.json").write_text(json.dumps(card), encoding="utf-8")
+        assert len(count(tmp_path, own).candidates) == 4
+        assert len(count(tmp_path, own, verify_floor=0.05).candidates) == 6
+    assert (len(first), len(spy.call_args_list[0][0][1]), len(found)) == (6, 4, 4)
 
 
 def test_final_scores_under_the_floor_are_not_reported(fields, made):

@@ -155,3 +155,18 @@ def test_mask_is_read_only_and_must_fit_the_slide():
         tissue.mask[0, 0] = False
     with pytest.raises(ValueError, match=r"expected \[H, W\] = \(4, 7\)"):
         TissueMask(np.ones((4, 6), dtype=bool), 8.0, 0.5, (100, 60))
+
+
+def test_rows_at_a_time_change_nothing(monkeypatch):
+    noise = np.random.default_rng(0).integers(120, 255, (150, 90, 3), dtype=np.uint8)
+    slide = ArraySlide(np.kron(noise, np.ones((4, 4, 1), np.uint8)), 4.0)
+    whole = find_tissue(slide).mask
+    assert 0.05 < whole.mean() < 0.95
+    monkeypatch.setattr("mitosis.tissue._ROWS", 7)
+    np.testing.assert_array_equal(find_tissue(slide).mask, whole)
+
+
+def test_nothing_is_copied_where_nothing_is_lost():
+    tissue = mask_of(np.ones((4, 4)))
+    assert tissue.without([]) is tissue
+    assert tissue.without([Box(0, 0, 1, 1)]).area_mm2 < tissue.area_mm2

@@ -95,6 +95,16 @@ def test_only_what_looks_promising_is_given_more_views(learned, monkeypatch):
     assert sum(shown) == len(places) + 7 * len(again)
 
 
+def test_promising_candidates_wait_until_they_fill_a_batch(learned, monkeypatch):
+    slide, places = spots_slide(9)
+    once = verify(slide, detections(places), learned, QUICK_VERIFIER, None)
+    settings = QUICK_VERIFIER.model_copy(update={"views_from": float(np.sort(once.score)[-6])})
+    shown, engine = [], module._engine(learned)
+    monkeypatch.setattr(module, "_engine", lambda _network: lambda crops: shown.append(len(crops)) or engine(crops))
+    verify(slide, detections(places), learned, settings, None, views=4, batch_size=4)
+    assert sorted(shown) == 3 * [2] + 7 * [4]  # 16 places; of 6 promising ones 4 and 2, each in 3 more views
+
+
 def test_crops_at_hand_get_the_scores_that_their_candidates_get(learned):
     slide, places = spots_slide(9)
     for settings in (QUICK_VERIFIER, QUICK_VERIFIER.model_copy(update={"views_from": 0.3})):
