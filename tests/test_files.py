@@ -50,8 +50,16 @@ def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path):
     assert names_in(tmp_path) == ["a.txt"]
 
 
-def test_threads_that_write_leave_the_umask_alone(tmp_path):
+def test_threads_that_write_leave_the_umask_alone(tmp_path, monkeypatch):
+    real = os.umask
+
+    def slowly(mask):
+        before = real(mask)
+        tmp_path.stat()  # lets other threads run between the two halves of a look at it
+        return before
+
     before = os.umask(0o027)
+    monkeypatch.setattr("mitosis.files.os.umask", slowly)
     try:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda number: write_text(tmp_path / f"{number}.txt", "x"), range(200)))
