@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mitosis.uncertainty import CaseCounts, left_out_coverage, posterior, true_count
+from mitosis.uncertainty import CaseCounts, _shortest, left_out_coverage, posterior, true_count
 
 SURE = [CaseCounts(8 * k, 20, 2 * k, 20.0) for k in (2, 5, 10, 20, 30, 50, 80, 100)]
 
@@ -122,3 +124,22 @@ def test_impossible_input_is_refused():
         CaseCounts(1, -1, 0, 2.0, "A")
     with pytest.raises(ValueError, match="area above 0"):
         CaseCounts(1, 1, 0, float("nan"), "A")
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=40), st.sampled_from([0.5, 0.9, 0.95, 1.0]))
+def test_no_shorter_interval_holds_as_much(draws, share):
+    low, high = _shortest(np.array(draws), share)
+    held = {
+        (end - start, -sum(start <= draw <= end for draw in draws), start): (start, end)
+        for start in range(13)
+        for end in range(start, 13)
+        if sum(start <= draw <= end for draw in draws) >= share * len(draws)
+    }
+    assert (low, high) == held[min(held)]
+
+
+def test_where_nothing_is_found_the_interval_begins_at_none_and_wastes_no_tail():
+    interval = true_count(0, 0.5, SURE)
+    count = posterior(0, 0.5, SURE).count
+    assert interval.low == 0
+    assert interval.high <= np.quantile(count, 0.95, method="higher")
