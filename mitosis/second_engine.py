@@ -49,7 +49,7 @@ class EngineVerifier(Verifier):
 
 
 class _Probabilities(nn.Module):
-    """The mean of the members' probabilities, of darkness as it lies in memory or of `pixels` as they are read."""
+    """Probabilities of all members together, of darkness as it lies in memory or of `pixels` as they are read."""
 
     def __init__(self, network: Verifier, pixels: bool) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class _Probabilities(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         darkness = to_input(images) if self.pixels else images.permute(0, 3, 1, 2)
-        each = [member(darkness).softmax(dim=1) for member in self.members]
-        mean = torch.stack(each).mean(dim=0)
+        each = [member(darkness).log_softmax(dim=1) for member in self.members]
+        mean = torch.stack(each).mean(dim=0).softmax(dim=1)
         return mean[:, CLASSES.index(FIGURE)] if self.pixels else mean
 
 

@@ -147,7 +147,7 @@ class VerifierConfig(JitterConfig):
     max_per_slide: Count = 4000
     """Of each training slide those with the highest scores are kept."""
     members: Annotated[int, Field(ge=1, le=9)] = 1
-    """Networks that learn by themselves, from `seed` on; the mean of their probabilities is what counts."""
+    """Networks that learn by themselves, from `seed` on; the mean of the logarithms of their probabilities counts."""
     steps: Count = 600
     batch_size: Annotated[int, Field(ge=2)] = 64
     figure_share: Annotated[float, Field(gt=0, lt=1)] = 0.34

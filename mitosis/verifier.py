@@ -139,6 +139,8 @@ class Verifier(nn.Module):
         return cls(config.width, config.crop, config.transformer, config.members)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 3] of images [B, 3, side, side]: their softmax is the mean of the members' probabilities."""
-        each = torch.stack([member(images).log_softmax(dim=1) for member in self.members])
-        return each.logsumexp(dim=0) - math.log(len(self.members))
+        """Logits [B, 3] of images [B, 3, side, side]: the mean of the logarithms of the members' probabilities.
+
+        So a member that is sure that something is no figure outweighs one that is hardly sure that it is.
+        """
+        return torch.stack([member(images).log_softmax(dim=1) for member in self.members]).mean(dim=0)

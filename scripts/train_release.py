@@ -4,11 +4,13 @@ Example: python scripts/train_release.py DATA --out release
 
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
 figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
-nothing but figures, so a network learns to tell crops from fields. The second learns from some. The settings are those
-of release.yaml beside this file. For each fold (`release_folds`), and once for all cases together, a first stage is
-trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes on learning with its false
-positives before). What is left out of a fold is then predicted, and all that is reported, thresholds included, comes
-from such predictions. The model of all cases is the one that ships.
+nothing but figures, so a network learns to tell crops from fields. The second stage has two members: one learns from
+fields alone, one from some crops too. The first misses figures of other scanners, the second takes what is new for one;
+together they are better than either. The settings are those of release.yaml beside this file. For each fold
+(`release_folds`), and once for all cases together, a first stage is trained, and a second stage learns from its
+candidates (with ``--mine`` the first stage goes on learning with its false positives before). What is left out of a
+fold is then predicted, and all that is reported, thresholds included, comes from such predictions. The model of all
+cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work.
@@ -18,7 +20,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
 from release_folds import CASES, FIELDS, FOLDS, FROM, WITHIN, Use, use_of
 from release_report import Quality, calibration_errors, read_stage
+from torch.nn import ModuleList
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
@@ -43,6 +46,7 @@ from mitosis.score_calibration import ScoreCalibration, fit_calibration
 from mitosis.second_stage import add_second_stage
 from mitosis.slides import open_slide
 from mitosis.training import train
+from mitosis.verifier import Verifier
 
 RECIPE = Path(__file__).with_name("release.yaml")
 
@@ -50,7 +54,9 @@ VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 """Training wants to validate on something that nothing is chosen by; crops are the least loss."""
 
 CROPS_EVERY = 3
-"""The second stage learns from every so manieth slide of crops."""
+"""One member of the second stage learns from every so manieth slide of crops."""
+
+MEMBERS = FIELDS_ALONE, WITH_CROPS = "fields", "crops"
 
 TUNE = (
     "train.steps=1500",
@@ -161,15 +167,22 @@ class Fold:
             first = self._train("tuned", self.tune, start=first, more=[PatchIndex.read(mined)])
         both = self.out / "both"
         if not (both / "model.json").exists():
-            crops = self._some_crops()
-            model = self._model(first)
-            model = replace(model, card=_learning_from(model.card, {slide.case_id for slide in crops}))
-            candidates = collect_candidates(
-                [*seen, *(slide for slide in crops if slide not in seen)], model, self.out / "candidates", self.config
-            )
-            add_second_stage(first, candidates, both, self.config, on_step=self._report)
+            self._train_members(first, seen)
+            join_members([self.out / name for name in MEMBERS], both)
         self._predict(first)
         self._predict(both)
+
+    def _train_members(self, first: Path, seen: Sequence[SlideSource]) -> None:
+        """Second stages that learn from the same candidates, one of them without those of crops."""
+        crops = [slide for slide in self._some_crops() if slide not in seen]
+        model, names = self._model(first), {slide.slide_id for slide in crops}
+        model = replace(model, card=_learning_from(model.card, {slide.case_id for slide in crops}))
+        candidates = collect_candidates([*seen, *crops], model, self.out / "candidates", self.config)
+        parts = {FIELDS_ALONE: candidates.where(lambda name, _: name not in names), WITH_CROPS: candidates}
+        for name, some in parts.items():
+            if not (self.out / name / "model.json").exists():
+                report = partial(self._report_member, name)
+                add_second_stage(first, some, self.out / name, self.config, on_step=report)
 
     def _some_crops(self) -> list[SlideSource]:
         """Slides of crops for the second stage: of all that there are, figures of fields would be drowned in them."""
@@ -192,6 +205,9 @@ class Fold:
     def _report(self, name: str, step: int, loss: float) -> None:
         if step % 100 == 0:
             print(f"{self.name} {name}: step {step}, loss {loss:.3f}", flush=True)
+
+    def _report_member(self, name: str, _what: str, step: int, loss: float) -> None:
+        self._report(f"second stage, {name}", step, loss)
 
     def _predict(self, model: Path) -> None:
         """Candidates of the slides that the models of this fold have not seen, and their marks."""
@@ -222,6 +238,23 @@ class Fold:
 def _learning_from(card: ModelCard, cases: set[str]) -> ModelCard:
     """A card that lists further cases to learn from."""
     return card.model_copy(update={"training": card.training | {"cases": sorted({*card.training["cases"], *cases})}})
+
+
+def join_members(models: Sequence[Path], out: Path) -> None:
+    """Write a model whose second stage asks those of several models together; all else is that of the last of them.
+
+    They have one first stage, and second stages of one shape.
+    """
+    network, card = load_model(models[-1])
+    seconds = [load_verifier(path, load_model(path)[1]) for path in models]
+    members = [member for second in seconds if second is not None for member in second.members]
+    if card.verifier is None or len(members) < len(models):
+        raise SystemExit(f"{models[0].parent}: a model has no second stage. Delete it and run again.")
+    settings = card.verifier.settings.model_copy(update={"members": len(members)})
+    joined = Verifier.from_config(settings).eval()
+    joined.members = ModuleList(members)
+    verifier = save_verifier(make_folder(out), joined, card.verifier.model_copy(update={"settings": settings}))
+    save_model(out, network.state_dict(), card.model_copy(update={"verifier": verifier}))
 
 
 def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str]) -> Path:

@@ -9,6 +9,7 @@ import crop_mosaics
 import numpy as np
 import pytest
 import release_report
+import torch
 import train_release
 from conftest import draw_field, random_places
 from hypothesis import given, settings
@@ -108,6 +109,21 @@ def test_no_model_of_a_fold_has_seen_what_it_left_out(released: Path) -> None:
     crops = {case for case in card.verifier.training["cases"] if not case.isdigit()}
     assert crops
     assert not crops & {*left_out, *train_release.VALIDATION}
+
+
+@pytest.mark.slow
+def test_the_second_stage_asks_one_that_knows_crops_and_one_that_does_not(released: Path) -> None:
+    parts = [released / "a" / name for name in train_release.MEMBERS]
+    cases = [load_model(part)[1].verifier.training["cases"] for part in parts]  # type: ignore[union-attr]  # it has one
+    assert all(case.isdigit() for case in cases[0])
+    assert set(cases[0]) < set(cases[1])
+    _, card = load_model(released / "a" / "both")
+    together = load_verifier(released / "a" / "both", card)
+    members = [load_verifier(part, load_model(part)[1]).members[0] for part in parts]  # type: ignore[union-attr]  # as above
+    assert together is not None
+    for own, member in zip(together.members, members, strict=True):
+        for name, weights in member.state_dict().items():
+            assert torch.equal(own.state_dict()[name], weights)
 
 
 @pytest.mark.slow

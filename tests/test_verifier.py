@@ -103,11 +103,12 @@ def test_a_crop_gets_the_same_in_any_batch(transformer):
     assert together.std(dim=0).max() > 2e-3
 
 
-def test_several_are_asked_for_the_mean_of_their_probabilities():
+def test_several_are_asked_for_the_geometric_mean_of_their_probabilities():
     torch.manual_seed(0)
     together = Verifier(4, members=3).eval()
     images = crops(2)
     each = torch.stack([member(images).softmax(dim=1) for member in together.members])
-    assert torch.allclose(together(images).softmax(dim=1), each.mean(dim=0), atol=1e-6)
+    expected = each.prod(dim=0) ** (1 / 3)
+    assert torch.allclose(together(images).softmax(dim=1), expected / expected.sum(dim=1, keepdim=True), atol=1e-6)
     assert each.std(dim=0).max() > 1e-3  # they are different networks
     assert n_parameters(together) == 3 * n_parameters(Verifier(4))
