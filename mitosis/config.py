@@ -77,8 +77,8 @@ class CountConfig(Section):
     verify: bool = True
     """Let the second stage of the model, if it has one, give each candidate its final score."""
     verify_floor: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Least score of the first stage to be looked at again (and reported); None takes the floor of training the second
-    stage. `score_floor` is then one of final scores."""
+    """Least score of the first stage to be looked at again (and reported); None takes `ask_floor` of the second stage,
+    or the floor that it learned from. `score_floor` is then one of final scores."""
     merge_um: Positive = 13.0
     """Of two candidates closer than this one is kept: the plates of a telophase are up to 12.2 µm apart (the joined
     segments of MITOS 2012), and 16 of 2,538 marked figures (0.6 %) of three data sets have a neighbour so close."""
