@@ -139,7 +139,7 @@ def _table(rows: Sequence[Row]) -> str:
             )
             for row in rows
         ),
-    )  # fmt: skip
+    )  # rows as in a table  # fmt: skip
 
 
 def _protocols(card: Scorecard) -> str:
@@ -152,7 +152,7 @@ def _protocols(card: Scorecard) -> str:
             )
             for name, result in card.protocols.items()
         ),
-    )  # fmt: skip
+    )  # rows as in a table  # fmt: skip
 
 
 def _agreements(agreement: Sequence[CountAgreement]) -> str:
@@ -179,7 +179,7 @@ def _agreements(agreement: Sequence[CountAgreement]) -> str:
             )
             for one in agreement
         ),
-    )  # fmt: skip
+    )  # rows as in a table  # fmt: skip
 
 
 def _number(value: float, form: str, unit: str = "") -> str:

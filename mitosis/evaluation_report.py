@@ -20,7 +20,7 @@ __all__ = ["CSV_COLUMNS", "to_json", "write_evaluation"]
 CSV_COLUMNS = (
     "kind", "name", "n_slides", "n_figures", "n_found", "tp", "fp", "fn", "precision", "recall", "f1",
     "f1_low", "f1_high", "fp_on_look_alikes", "area_mm2",
-)  # fmt: skip
+)  # rows as in a table  # fmt: skip
 
 
 def to_json(report: EvaluationReport) -> str:

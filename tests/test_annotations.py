@@ -261,7 +261,7 @@ def test_csv_with_byte_order_mark_other_delimiters_and_blank_lines(tmp_path: Pat
         ("label_mask", np.zeros((4, 4, 3), np.uint8), "of mode RGB is no label mask"),
         ("label_mask", b"no image", "cannot be read as an image"),
     ],
-)  # fmt: skip
+)  # rows as in a table  # fmt: skip
 def test_broken_file_is_told_by_name_place_and_fix(tmp_path: Path, name: str, content: Any, message: str) -> None:
     file = write(tmp_path / EXAMPLES[name][0], content)
     with pytest.raises(AnnotationError, match=message) as caught:
@@ -303,7 +303,7 @@ def test_names_of_mitotic_figures(name: str) -> None:
     "name",
     ["non-mitotic figure", "not mitotic figure", "Non-mitosis", "NonMitotic", "hard negative", "Imposter", "impostors",
      "look-alike", "Look-alikes", "lookalike", "not_mitosis", "non-mitotic"],
-)  # fmt: skip
+)  # rows as in a table  # fmt: skip
 def test_names_of_look_alikes(name: str) -> None:
     assert label_of(name) is LOOK_ALIKE
 
