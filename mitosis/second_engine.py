@@ -40,6 +40,12 @@ class EngineVerifier(Verifier):
         self.members = network.members
         self._build, self._network = build, [network]  # in a list: it is no part of this one
         self._run: Run | None = None
+        self._first: list[EngineVerifier] = []
+
+    def first(self) -> Verifier:
+        """The first member, asked alone in the same engine, which is made ready once."""
+        self._first = self._first or [EngineVerifier(self._network[0].first(), self._build)]
+        return self._first[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 3, side, side], of which softmax makes the probabilities again."""

@@ -148,6 +148,8 @@ class VerifierConfig(JitterConfig):
     """Of each training slide those with the highest scores are kept."""
     members: Annotated[int, Field(ge=1, le=9)] = 1
     """Networks that learn by themselves, from `seed` on; the mean of the logarithms of their probabilities counts."""
+    members_from: Fraction = 0.0
+    """Score by the first member, combined and not calibrated, from which on the others are asked too; 0: about all."""
     steps: Count = 600
     batch_size: Annotated[int, Field(ge=2)] = 64
     figure_share: Annotated[float, Field(gt=0, lt=1)] = 0.34

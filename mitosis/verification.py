@@ -1,10 +1,11 @@
 """The second stage: learn to tell candidates apart, and give each on a slide its final score."""
 
 import copy
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -100,13 +101,17 @@ def final_scores(
     return _scores(network, [(crops, first)], settings, views)
 
 
-class _Promising(NamedTuple):
-    """A candidate that is given more views: its row, its crop, what was said of it, and its first score."""
+class _Waiting(NamedTuple):
+    """A candidate to be looked at: its row, its crop, its first score, and what was said of it at the last look."""
 
     row: int
     crop: NDArray[np.uint8]
-    probability: NDArray[np.float32]
     first: float
+    said: NDArray[np.float32]
+
+
+_Look = Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.float32]]
+"""Probabilities [B, 1, 1] of crops [B, side, side, 3], and of what was said of them before."""
 
 
 def _scores(
@@ -116,31 +121,46 @@ def _scores(
     views: int,
     batch_size: int = _BATCH,
 ) -> NDArray[np.float64]:
-    """From crops and scores of the first stage to those of both; more views only of what `views_from` asks for.
+    """From crops and scores of the first stage to those of both: look after look, each at what is left of the last."""
+    engine = _engine(network)
+    looks: list[tuple[_Look, float]] = [(lambda crops, _: engine(crops), settings.views_from if views > 1 else math.inf)]
+    if views > 1:
+        looks.append((lambda crops, upright: add_views(engine, crops, upright, views), math.inf))
+    if settings.members_from and len(network.members) > 1:
+        first = _engine(network.first())
+        looks.insert(0, (lambda crops, _: first(crops), settings.members_from))
+    waiting, scores = _unseen(batches), dict[int, float]()
+    for look, least in looks:
+        waiting = _promising(waiting, look, least, scores, settings, batch_size)
+    deque(waiting, maxlen=0)
+    return np.array([scores[row] for row in range(len(scores))])
 
-    Promising candidates wait until they fill a batch: an engine keeps some 3 MB for each size of batch that it met.
+
+def _unseen(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.float64]]]) -> Iterator[_Waiting]:
+    rows, nothing = itertools.count(), np.zeros((1, 1), np.float32)
+    for crops, first in batches:
+        yield from (_Waiting(next(rows), crop, score, nothing) for crop, score in zip(crops, first, strict=True))
+
+
+def _promising(
+    waiting: Iterator[_Waiting],
+    look: _Look,
+    least: float,
+    scores: dict[int, float],
+    settings: VerifierConfig,
+    batch_size: int,
+) -> Iterator[_Waiting]:
+    """Look at what is waiting and note the scores; of what scores at least so much there is more to be seen.
+
+    Candidates wait until they fill a batch: an engine keeps some 3 MB for each size of batch that it met.
     """
-    engine, parts = _engine(network), [np.empty(0)]
-
-    def promising() -> Iterator[_Promising]:
-        n = 0
-        for crops, first in batches:
-            probability = engine(crops)
-            parts.append(combine_scores(probability[:, 0, 0], first, settings))
-            for row in np.flatnonzero((parts[-1] >= settings.views_from) & (views > 1)).tolist():
-                yield _Promising(n + row, crops[row].copy(), probability[row], first[row])
-            n += len(first)
-
-    waiting, again = promising(), []
-    while some := list(islice(waiting, batch_size)):
-        upright = np.stack([one.probability for one in some])
-        mean = add_views(engine, np.stack([one.crop for one in some]), upright, views)
-        first_scores = np.array([one.first for one in some])
-        again.append(([one.row for one in some], combine_scores(mean[:, 0, 0], first_scores, settings)))
-    scores = np.concatenate(parts)
-    for rows, better in again:
-        scores[rows] = better
-    return scores
+    while some := list(itertools.islice(waiting, batch_size)):
+        crops = np.stack([one.crop for one in some])
+        said = look(crops, np.stack([one.said for one in some]))
+        final = combine_scores(said[:, 0, 0], np.array([one.first for one in some]), settings)
+        scores.update(zip([one.row for one in some], final.tolist(), strict=True))
+        for place in np.flatnonzero(final >= least).tolist():
+            yield some[place]._replace(crop=crops[place].copy(), said=said[place])
 
 
 def combine_scores(

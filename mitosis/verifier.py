@@ -138,6 +138,12 @@ class Verifier(nn.Module):
         """The network that the settings describe, with fresh weights."""
         return cls(config.width, config.crop, config.transformer, config.members)
 
+    def first(self) -> "Verifier":
+        """The first member, asked alone; its weights are shared."""
+        alone = Verifier(members=0)
+        alone.members.append(self.members[0])
+        return alone
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 3, side, side]: the mean of the logarithms of the members' probabilities.
 

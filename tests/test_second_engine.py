@@ -59,6 +59,15 @@ def test_nothing_is_built_before_the_first_candidate(network):
     assert built == [network]
 
 
+@pytest.mark.parametrize("engine", SECOND_ENGINES)
+def test_the_first_member_alone_is_made_ready_once(network, crops, engine):
+    other = second_in_engine(network, engine)
+    assert other.first() is other.first()
+    alone = score_crops(network.first(), crops)
+    np.testing.assert_allclose(score_crops(other.first(), crops), alone, atol=1e-5)
+    assert np.ptp(alone - score_crops(network, crops)) > 0.02
+
+
 def test_pytorch_and_spatial_transformers_stay_as_they_are(network):
     assert second_in_engine(network, "torch") is network
     turning = Verifier(width=2, side=16, transformer=True)

@@ -95,6 +95,26 @@ def test_only_what_looks_promising_is_given_more_views(learned, monkeypatch):
     assert sum(shown) == len(places) + 7 * len(again)
 
 
+def test_other_members_are_asked_about_what_the_first_finds_promising(tmp_path):
+    settings = verifier_settings(members=2)
+    network = train_verifier(candidate_set(tmp_path), settings)
+    slide, places = spots_slide(9)
+    alone, together = (
+        by_place(verify(slide, detections(places), some, settings, None, views=4)) for some in (network.first(), network)
+    )
+    upright = by_place(verify(slide, detections(places), network.first(), settings, None))
+    middle = float(np.median(list(upright.values())))
+    quick = settings.model_copy(update={"members_from": middle})
+    again = {place for place, score in upright.items() if score >= middle}
+    assert 0 < len(again) < len(places)
+    found = by_place(verify(slide, detections(places), network, quick, None, views=4))
+    assert found == {place: (together if place in again else upright)[place] for place in upright}
+    assert alone != together
+    crops = read_crops(slide, places, settings.mpp, settings.crop, None)
+    scores = final_scores(network, crops, np.full(len(crops), 0.5), quick, views=4)
+    assert found == {tuple(place): score for place, score in zip(places.tolist(), scores.tolist(), strict=True)}
+
+
 def test_promising_candidates_wait_until_they_fill_a_batch(learned, monkeypatch):
     slide, places = spots_slide(9)
     once = verify(slide, detections(places), learned, QUICK_VERIFIER, None)
