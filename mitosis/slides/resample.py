@@ -21,7 +21,7 @@ MAX_UPSAMPLING = 2.5
 LEVEL_TOLERANCE = 0.01  # a level this much coarser than asked still serves
 BLOCK = 4096  # px of a level held at a time, each way
 PIECE = (1024, 64)  # px of a level weighed at a time, across and down, so that the work stays in the cache
-POWERS_OF_TWO = (2, 4, 8, 16, 32, 64, 128)  # Pillow's fast box average is exact for these
+POWERS_OF_TWO = (1, 2, 4, 8, 16, 32, 64, 128)  # Pillow's fast box average is exact for these
 
 
 def read_at_mpp(slide: "Slide", box: Box, mpp: float) -> NDArray[np.uint8]:
@@ -82,7 +82,7 @@ def thumbnail(slide: "Slide", mpp: float) -> NDArray[np.uint8]:
 
 def shrink(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Means of ``factor x factor`` pixels, rounded; `factor` is a power of two that divides both sides."""
-    return np.asarray(Image.fromarray(pixels).reduce(factor))
+    return np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
 
 
 def _best_level(slide: "Slide", mpp: float) -> tuple[int, float]:
@@ -116,13 +116,12 @@ class _Source(NamedTuple):
 
 
 def _read_block(source: _Source, step: float, corner: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if step in POWERS_OF_TWO:
+        n = int(step)
+        return shrink(source.read(*(n * value for value in (*corner, *size))), n)
     smooth = source.factor > 1
     x, y = (_Taps.at(start, n, step, smooth) for start, n in zip(corner, size, strict=True))
     pixels = source.read(x.start, y.start, x.length, y.length)
-    if step == 1:
-        return pixels
-    if step in POWERS_OF_TWO:
-        return shrink(pixels, int(step))
     result = np.empty((size[1], size[0], 3), np.uint8)
     for across, down in itertools.product(x.parts(int(PIECE[0] / step)), y.parts(int(PIECE[1] / step))):
         piece = pixels[down.source, across.source]
