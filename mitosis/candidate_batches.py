@@ -1,5 +1,6 @@
 """Candidates as the second stage sees them while it learns: which, how often, and changed how."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,9 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
             "Add marked slides, or lower verifier.score_floor."
         )
     shown = _Shown(candidates, settings)
-    return in_threads(shown.batch, draws(pools, settings), 1, ahead=2)
+    domains = [candidates.slides[candidate.slide_id].domain for candidate in candidates.candidates]
+    order = draws(pools, settings, np.array(domains) if settings.balance_domains else None)
+    return in_threads(shown.batch, order, 1, ahead=2)
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,21 @@ class _Shown:
         return Donors(("",) * len(cases), cases)
 
 
-def draws(pools: dict[str, NDArray[np.int64]], settings: VerifierConfig) -> Iterator[list[tuple[int, int]]]:
+def draws(
+    pools: dict[str, NDArray[np.int64]], settings: VerifierConfig, domains: NDArray[np.str_] | None = None
+) -> Iterator[list[tuple[int, int]]]:
     """Which candidates each step shows, as (row, how often it was shown before).
 
     Each class is gone through in an order of its own, drawn anew each time it is through, so that no candidate is
     shown twice before all others of its class were. Look-alikes and others stand in for each other where there is
     none of one.
+
+    Parameters
+    ----------
+    domains : str [N] or None
+        The domain of each row. Where it is given, of each class as many are of a domain as of the figures, on average,
+        and each domain of a class is gone through by itself. What is of a domain without figures is left out, unless
+        there is nothing else of its class.
     """
     n_figures = round(settings.figure_share * settings.batch_size)
     n_look_alikes = min(round(settings.look_alike_share * settings.batch_size), settings.batch_size - n_figures)
@@ -121,10 +133,25 @@ def draws(pools: dict[str, NDArray[np.int64]], settings: VerifierConfig) -> Iter
     n_others = settings.batch_size - n_figures - n_look_alikes
     numbers = {FIGURE: n_figures, LOOK_ALIKE: n_look_alikes, OTHER: n_others}
     orders = {
-        name: _rounds(pools[name], [settings.seed, CLASSES.index(name)]) for name, number in numbers.items() if number
+        name: _order(pools[name], [settings.seed, CLASSES.index(name)], domains, pools[FIGURE])
+        for name, number in numbers.items()
+        if number
     }
     for _ in range(settings.steps):
         yield [next(order) for name, order in orders.items() for _ in range(numbers[name])]
+
+
+def _order(
+    rows: NDArray[np.int64], seed: list[int], domains: NDArray[np.str_] | None, figures: NDArray[np.int64]
+) -> Iterator[tuple[int, int]]:
+    """Rows without end, of each domain as often as it has figures."""
+    if domains is None or not np.isin(domains[rows], domains[figures]).any():
+        return _rounds(rows, seed)
+    names = sorted(set(domains[rows]) & set(domains[figures]))
+    n_figures = np.array([(domains[figures] == name).sum() for name in names])
+    parts = [_rounds(rows[domains[rows] == name], [*seed, number]) for number, name in enumerate(names)]
+    rng, shares = np.random.default_rng(seed), n_figures / n_figures.sum()
+    return (next(parts[rng.choice(len(parts), p=shares)]) for _ in itertools.count())
 
 
 def _rounds(rows: NDArray[np.int64], seed: list[int]) -> Iterator[tuple[int, int]]:

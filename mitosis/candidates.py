@@ -237,9 +237,10 @@ class _Cutter:
             )
             for row, place in enumerate(keep.tolist())
         ]
-        area_mm2 = counted.tissue.area_mm2
-        note = CandidateSlide(source.case_id, split, key["source_sha256"], mpp, figures.tolist(), len(keep), area_mm2)
-        return candidates, note
+        sha256, area_mm2 = key["source_sha256"], counted.tissue.area_mm2
+        return candidates, CandidateSlide(
+            source.case_id, split, sha256, mpp, figures.tolist(), len(keep), area_mm2, source.domain
+        )
 
 
 def _places(marks: Sequence[Annotation], label: Label) -> NDArray[np.float64]:

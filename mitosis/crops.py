@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ class CandidateSlide:
         Rows of its array.
     area_mm2 : float
         Tissue that was looked at.
+    domain : str
+        Scanner or laboratory; "" if unknown.
     """
 
     case_id: str
@@ -104,15 +106,25 @@ class CandidateSlide:
     figures: list[list[float]]
     n_crops: int
     area_mm2: float
+    domain: str = ""
 
 
 @dataclass(frozen=True)
 class CandidateSet:
-    """Candidates and the slides they are on."""
+    """Candidates and the slides they are on.
+
+    Attributes
+    ----------
+    folder : Path
+        Where their crops lie.
+    elsewhere : mapping of str to Path
+        Slides whose crops lie in other folders.
+    """
 
     folder: Path
     candidates: tuple[Candidate, ...]
     slides: Mapping[str, CandidateSlide]
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> "CandidateSet":
@@ -134,6 +146,20 @@ class CandidateSet:
             raise PatchIndexError(f"{folder}: not a folder of candidates ({error!r}). Collect them anew.") from error
         return cls(folder, candidates, slides)
 
+    @classmethod
+    def join(cls, first: "CandidateSet", other: "CandidateSet") -> "CandidateSet":
+        """The candidates of two folders; with the name of the first.
+
+        Raises
+        ------
+        PatchIndexError
+            Both have a slide of the same name.
+        """
+        if both := sorted(first.slides.keys() & other.slides.keys()):
+            raise PatchIndexError(f"{first.folder} and {other.folder} both hold the slide {both[0]}. Leave one out.")
+        elsewhere = dict(first.elsewhere) | {name: other.elsewhere.get(name, other.folder) for name in other.slides}
+        return cls(first.folder, first.candidates + other.candidates, {**first.slides, **other.slides}, elsewhere)
+
     @property
     def cases(self) -> list[str]:
         """Every case, sorted."""
@@ -143,7 +169,7 @@ class CandidateSet:
         """Only the slides, and their candidates, for which `keep(slide_id, slide)` is true."""
         slides = {name: slide for name, slide in self.slides.items() if keep(name, slide)}
         chosen = tuple(candidate for candidate in self.candidates if candidate.slide_id in slides)
-        return CandidateSet(self.folder, chosen, slides)
+        return replace(self, candidates=chosen, slides=slides)
 
     def crop(self, candidate: Candidate) -> NDArray[np.uint8]:
         """Its crop, uint8 [side, side, 3].
@@ -155,7 +181,8 @@ class CandidateSet:
         """
         # Opened anew each time: a thousand slides would be more open files than most systems allow.
         slide = self.slides[candidate.slide_id]
-        return np.array(_load(self.folder, candidate.slide_id, slide.n_crops)[candidate.row])
+        folder = self.elsewhere.get(candidate.slide_id, self.folder)
+        return np.array(_load(folder, candidate.slide_id, slide.n_crops)[candidate.row])
 
 
 def _candidate(row: Mapping[str, str]) -> Candidate:
@@ -200,7 +227,7 @@ def save_table(
     """Write ``index.csv``, and then ``candidates.json`` with `note` and the slides that are done."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Candidate)])
+    writer.writerow([column.name for column in fields(Candidate)])
     for candidate in candidates:
         values = asdict(candidate) | {"found": int(candidate.found)}
         writer.writerow([safe_cell(value) if isinstance(value, str) else value for value in values.values()])

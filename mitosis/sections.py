@@ -156,6 +156,9 @@ class VerifierConfig(JitterConfig):
     """Share of a batch that is mitotic figures."""
     look_alike_share: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Share of a batch that is marked look-alikes, where there are any; the rest is other candidates."""
+    balance_domains: bool = False
+    """Show others and look-alikes of each domain as often as its figures, so that the look of a scanner tells nothing;
+    what is of a domain without figures is not shown."""
     augment: Fraction = 0.3
     """Strength of augmentation, the same for all: were it heavier for figures, blur and noise would tell them."""
     shift: Annotated[int, Field(ge=0, le=32)] = 5

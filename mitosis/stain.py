@@ -4,7 +4,7 @@ Laboratories and scanners differ by half in how dark they make the same nucleus.
 every nucleus of a darker one for a figure; with each slide brought to the same levels it does so less.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from mitosis.geometry import Box, grid_dimensions, tile_grid
 from mitosis.slides import Slide, read_at_mpp
 from mitosis.tissue import TissueMask
 
-__all__ = ["DENSITY", "STAINS", "UNMIX", "USUAL", "StainLevels", "measure_stain", "to_rgb"]
+__all__ = ["DENSITY", "STAINS", "UNMIX", "USUAL", "StainLevels", "measure_stain", "stain_levels", "to_rgb"]
 
 DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 """Optical density (natural logarithm) of each grey level; that of white is 0."""
@@ -115,12 +115,24 @@ def measure_stain(slide: Slide, tissue: TissueMask, mpp: float) -> StainLevels:
     windows = [tile.window for tile in tile_grid(grid_dimensions(slide.dimensions, slide.mpp, mpp), mpp, _BLOCK)]
     areas = tissue.areas_mm2_in(np.multiply(windows, ratio))
     boxes = [window for window, area in zip(windows, areas.tolist(), strict=True) if area > 0]
+    return stain_levels(read_at_mpp(slide, box, mpp) for box in _spread(boxes))
+
+
+def stain_levels(pictures: Iterable[NDArray[np.uint8]], where: NDArray[np.bool_] | None = None) -> StainLevels:
+    """Stain levels of pictures uint8 [H, W, 3], all of one slide; `USUAL` if they are of glass alone.
+
+    Parameters
+    ----------
+    where : bool [H, W] or None
+        Which of their pixels count, in all of them; by default each.
+    """
     counts = np.zeros((3, 256), dtype=np.int64)
-    for box in _spread(boxes):
-        pixels = read_at_mpp(slide, box, mpp)
+    for pixels in pictures:
         density = cv2.LUT(pixels, DENSITY)
         # A sum of three, a mask and OpenCV's histogram take a tenth of the time of a mean over an axis and an index.
         stained = ((density[..., 0] + density[..., 1] + density[..., 2]) / np.float32(3) > _GLASS).astype(np.uint8)
+        if where is not None:
+            stained *= where
         for channel, row in enumerate(counts):
             row += cv2.calcHist([pixels], [channel], stained, [256], [0, 256]).ravel().astype(np.int64)
     if not counts.any():

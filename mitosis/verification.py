@@ -123,7 +123,9 @@ def _scores(
 ) -> NDArray[np.float64]:
     """From crops and scores of the first stage to those of both: look after look, each at what is left of the last."""
     engine = _engine(network)
-    looks: list[tuple[_Look, float]] = [(lambda crops, _: engine(crops), settings.views_from if views > 1 else math.inf)]
+    looks: list[tuple[_Look, float]] = [
+        (lambda crops, _: engine(crops), settings.views_from if views > 1 else math.inf)
+    ]
     if views > 1:
         looks.append((lambda crops, upright: add_views(engine, crops, upright, views), math.inf))
     if settings.members_from and len(network.members) > 1:

@@ -10,6 +10,9 @@ from PIL import Image
 
 from mitosis.files import write_text
 
+MPP = 0.25
+"""µm/px of all crops."""
+
 MOSAIC_WIDTH, FADE, NEAR = 768, 8, 28
 """Width of a mosaic; over how many px neighbours are blended; how near to an edge of its part a figure may lie, px."""
 
@@ -20,24 +23,33 @@ def write_mosaics(source: Path, out: Path) -> None:
     Were they laid out in a grid, a network would learn that figures lie in the middle of its squares.
     """
     out.mkdir(parents=True, exist_ok=True)
-    crops: dict[tuple[str, str], list[str]] = {}
-    with (source / "crops.csv").open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            crops.setdefault((row["dataset"], row["slide"].partition(".")[0]), []).append(row["file"])
     lines = ["slide,case,domain,mpp,annotations"]
-    for (dataset, slide), files in sorted(crops.items()):
-        name = f"{dataset}_{slide}"
-        images = [np.asarray(Image.open(source / file).convert("RGB")) for file in sorted(files)]
-        mosaic, places = _mosaic(images, np.random.default_rng([*name.encode()]))
+    for name, files in pictures_of(source).items():
+        mosaic, places = _mosaic([read_picture(file) for file in files], np.random.default_rng([*name.encode()]))
         Image.fromarray(mosaic).save(out / f"{name}.png")
         write_text(out / f"{name}.csv", "x,y,label\n" + "".join(f"{x},{y},mitotic figure\n" for x, y in places))
         case = name.partition("_stitched")[0]
-        lines.append(f"{name}.png,{case},{_scanner(dataset, slide)},0.25,{name}.csv")
+        lines.append(f"{name}.png,{case},{_scanner(case)},{MPP},{name}.csv")
     write_text(out / "manifest.csv", "\n".join(lines) + "\n")
 
 
-def _scanner(dataset: str, slide: str) -> str:
+def pictures_of(source: Path) -> dict[str, list[Path]]:
+    """The crops of each slide, both sorted."""
+    files: dict[str, list[Path]] = {}
+    with (source / "crops.csv").open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            files.setdefault(f"{row['dataset']}_{row['slide'].partition('.')[0]}", []).append(source / row["file"])
+    return {name: sorted(files[name]) for name in sorted(files)}
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A crop, uint8 [128, 128, 3]."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def _scanner(case: str) -> str:
     """Slides 1 to 50 of MIDOG 2021 were scanned on a Hamamatsu XR, to 100 on an S360, to 150 on an Aperio CS2."""
+    dataset, _, slide = case.partition("_")
     if dataset != "MIDOG21":
         return "tupac"
     return ("midog-xr", "midog-s360", "midog-cs2")[(int(slide) - 1) // 50]

@@ -24,6 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from crop_candidates import write_crop_candidates
 from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
 from release_folds import CASES, FIELDS, FOLDS, FROM, WITHIN, Use, use_of
@@ -32,9 +33,10 @@ from torch.nn import ModuleList
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
-from mitosis.checkpoints import ModelCard, load_model, load_verifier, save_model, save_verifier
+from mitosis.checkpoints import load_model, load_verifier, save_model, save_verifier
 from mitosis.cohort import SlideSource, find_sources, read_manifest
 from mitosis.config import Config, load_config
+from mitosis.crops import CandidateSet
 from mitosis.evaluation import MaskOverlap, calibration_rows, candidate_truth, evaluate
 from mitosis.extraction import extract_patches
 from mitosis.files import atomic_write, make_folder, write_json, write_text
@@ -56,7 +58,9 @@ VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 CROPS_EVERY = 3
 """One member of the second stage learns from every so manieth slide of crops."""
 
-MEMBERS = FIELDS_ALONE, WITH_CROPS = "fields", "crops"
+WITH_CROPS, FIELDS_ALONE = "crops", "fields"
+MEMBERS = {WITH_CROPS: ("verifier.balance_domains=true",), FIELDS_ALONE: ()}
+"""Settings of each, in the order in which they are asked: the first loses fewest figures of scanners not seen."""
 
 TUNE = (
     "train.steps=1500",
@@ -174,16 +178,18 @@ class Fold:
         self._predict(both)
 
     def _train_members(self, first: Path, seen: Sequence[SlideSource]) -> None:
-        """Second stages that learn from the same candidates, one of them without those of crops."""
-        crops = [slide for slide in self._some_crops() if slide not in seen]
-        model, names = self._model(first), {slide.slide_id for slide in crops}
-        model = replace(model, card=_learning_from(model.card, {slide.case_id for slide in crops}))
-        candidates = collect_candidates([*seen, *crops], model, self.out / "candidates", self.config)
-        parts = {FIELDS_ALONE: candidates.where(lambda name, _: name not in names), WITH_CROPS: candidates}
-        for name, some in parts.items():
+        """Second stages that learn from the same candidates of fields, one of them from pictures of figures too."""
+        model, folder = self._model(first), self.out / "crop-candidates"
+        fields = collect_candidates(seen, model, self.out / "candidates", self.config)
+        crops = write_crop_candidates(
+            self.data.source / "amibr", self._some_crops(), folder, self.config.verifier, model.card.weights_sha256
+        )
+        parts = {WITH_CROPS: CandidateSet.join(fields, crops), FIELDS_ALONE: fields}
+        for name, settings in MEMBERS.items():
             if not (self.out / name / "model.json").exists():
+                config = load_config(RECIPE, (*settings, *self.options.set))
                 report = partial(self._report_member, name)
-                add_second_stage(first, some, self.out / name, self.config, on_step=report)
+                add_second_stage(first, parts[name], self.out / name, config, on_step=report)
 
     def _some_crops(self) -> list[SlideSource]:
         """Slides of crops for the second stage: of all that there are, figures of fields would be drowned in them."""
@@ -236,17 +242,12 @@ class Fold:
         write_json(path, rows)
 
 
-def _learning_from(card: ModelCard, cases: set[str]) -> ModelCard:
-    """A card that lists further cases to learn from."""
-    return card.model_copy(update={"training": card.training | {"cases": sorted({*card.training["cases"], *cases})}})
-
-
 def join_members(models: Sequence[Path], out: Path) -> None:
-    """Write a model whose second stage asks those of several models together; all else is that of the last of them.
+    """Write a model whose second stage asks those of several models together; all else is that of the first of them.
 
     They have one first stage, and second stages of one shape.
     """
-    network, card = load_model(models[-1])
+    network, card = load_model(models[0])
     seconds = [load_verifier(path, load_model(path)[1]) for path in models]
     members = [member for second in seconds if second is not None for member in second.members]
     if card.verifier is None or len(members) < len(models):

@@ -1,6 +1,7 @@
 """What the second stage is shown: shares, order, and each crop with a stream of its own."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,34 @@ def test_nothing_is_shown_again_before_all_of_its_class_were():
             assert sorted(row for row, when in shown if row in rows and when == time) == rows.tolist()
     orders = [[row for row, when in shown if row in pool[OTHER] and when == time] for time in range(3)]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+def test_the_domain_tells_nothing_of_the_class_where_domains_are_balanced():
+    pool = pools(n_figures=8, n_look_alikes=2, n_others=40)
+    domains = np.array(["a"] * 6 + ["b"] * 2 + ["a", "c"] + ["a"] * 4 + ["b"] * 26 + ["c"] * 10)
+    shown = [row for batch in draws(pool, verifier_settings(steps=400), domains) for row, _ in batch]
+    for name in (FIGURE, OTHER):
+        of = domains[[row for row in shown if row in pool[name]]]
+        assert np.mean(of == "a") == pytest.approx(6 / 8, abs=0.04)
+        assert np.mean(of == "b") == pytest.approx(2 / 8, abs=0.04)
+    assert set(shown) == set(np.flatnonzero(domains != "c"))
+    batches = list(draws(pool, verifier_settings(steps=4), domains))
+    assert {numbers_of(batch, pool) for batch in batches} == {(5, 5, 6)}
+    assert batches == list(draws(pool, verifier_settings(steps=4), domains))
+    alone = np.array(["a"] * 8 + ["c"] * 42)  # nothing else is of a domain with figures
+    assert {row for batch in draws(pool, verifier_settings(steps=30), alone) for row, _ in batch} == set(range(50))
+
+
+def test_the_domains_of_slides_are_what_is_balanced(tmp_path, monkeypatch):
+    candidates = candidate_set(tmp_path)
+    slides = {name: replace(slide, domain=name) for name, slide in candidates.slides.items()}
+    given = []
+    monkeypatch.setattr(module, "draws", lambda _pools, _settings, domains: given.append(domains) or iter(()))
+    for balance in (True, False):
+        settings = verifier_settings(balance_domains=balance)
+        list(candidate_batches(replace(candidates, slides=slides), settings))
+    assert given[0].tolist() == [candidate.slide_id for candidate in candidates.candidates]
+    assert given[1] is None
 
 
 def test_an_item_has_a_stream_of_its_own(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Crops lie where they should, and a folder of them is read as it was written or not at all."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,22 @@ def test_a_selection_has_only_its_own(folder):
     read = CandidateSet.read(folder)
     assert read.where(lambda _, slide: slide.split == "val").candidates == ()
     assert list(read.where(lambda name, _: name == "=A").slides) == ["=A"]
+
+
+def test_two_folders_are_read_as_one(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    make_folder(other / "crops")
+    save_crops(other, "C", np.full((1, 8, 8, 3), 7, np.uint8))
+    candidate = replace(CANDIDATES[0], slide_id="C", case_id="c")
+    save_table(other, [candidate], {"C": CandidateSlide("c", "train", "u" * 4, 0.25, [], 1, 0.5, "scanner")}, {})
+    first, second = CandidateSet.read(folder), CandidateSet.read(other)
+    joined = CandidateSet.join(first, second)
+    assert joined.candidates == (*CANDIDATES, candidate)
+    for some in (joined, joined.where(lambda _, slide: slide.split == "train"), CandidateSet.join(second, first)):
+        assert sorted(int(some.crop(each)[0, 0, 0]) for each in some.candidates) == [0, 1, 7]
+    assert joined.slides["C"].domain == "scanner"
+    with pytest.raises(PatchIndexError, match="both hold the slide =A"):
+        CandidateSet.join(joined, first)
 
 
 def test_what_a_stopped_run_left_over_is_not_read(folder):

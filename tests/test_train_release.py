@@ -12,11 +12,15 @@ import release_report
 import torch
 import train_release
 from conftest import draw_field, random_places
+from crop_candidates import write_crop_candidates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from mitosis.checkpoints import load_model, load_verifier
+from mitosis.cohort import SlideSource
+from mitosis.config import VerifierConfig
+from mitosis.crops import FIGURE, OTHER
 from mitosis.detections import Detections
 from mitosis.inference import Model, count_slide
 from mitosis.ranking import SlideScores
@@ -114,9 +118,9 @@ def test_no_model_of_a_fold_has_seen_what_it_left_out(released: Path) -> None:
 @pytest.mark.slow
 def test_the_second_stage_asks_one_that_knows_crops_and_one_that_does_not(released: Path) -> None:
     parts = [released / "a" / name for name in train_release.MEMBERS]
-    cases = [load_model(part)[1].verifier.training["cases"] for part in parts]  # type: ignore[union-attr]  # it has one
-    assert all(case.isdigit() for case in cases[0])
-    assert set(cases[0]) < set(cases[1])
+    crops, fields = (set(load_model(part)[1].verifier.training["cases"]) for part in parts)  # type: ignore[union-attr]  # it has one
+    assert all(case.isdigit() for case in fields)
+    assert fields < crops
     _, card = load_model(released / "a" / "both")
     together = load_verifier(released / "a" / "both", card)
     members = [load_verifier(part, load_model(part)[1]).members[0] for part in parts]  # type: ignore[union-attr]  # as above
@@ -215,6 +219,30 @@ def test_a_mosaic_is_filled() -> None:
     assert mosaic.shape[1] == crop_mosaics.MOSAIC_WIDTH
     assert mosaic.max(axis=2).min() >= 40
     assert not (mosaic == 255).all(axis=2).any()
+
+
+def test_figures_and_dark_nuclei_beside_them_become_candidates(tmp_path: Path) -> None:
+    rows = ["file,dataset,slide,kind,expert1,expert2"]
+    for number, beside in enumerate([(94, 96), (70, 75), (32, 94)]):  # the second is too near
+        picture = draw_field([(64, 64), beside], (), 128, 128, seed=number, radius=9)
+        picture[:, :10] = number  # beyond the slide
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,MIDOG21,007.tiff,normal,,")
+    (tmp_path / "crops.csv").write_text("\n".join(rows) + "\n")
+    slide = SlideSource(tmp_path / "x.png", "MIDOG21_007", "MIDOG21_007", "midog-xr")
+    found = write_crop_candidates(tmp_path, [slide], tmp_path / "out", VerifierConfig(crop=32), "sha")
+    places = [(candidate.label, candidate.x, candidate.y) for candidate in found.candidates]
+    assert [label for label, _, _ in places] == [FIGURE, OTHER, FIGURE, FIGURE, OTHER]
+    others = np.array([place[1:] for place in places if place[0] == OTHER])
+    np.testing.assert_allclose(others, [(94, 96), (32, 94)], atol=2)
+    slide_of = found.slides["MIDOG21_007"]
+    assert (slide_of.domain, slide_of.split, slide_of.n_crops) == ("midog-xr", "train", 5)
+    assert slide_of.area_mm2 == pytest.approx(3 * 0.032**2)
+    crops = [found.crop(candidate) for candidate in found.candidates]
+    assert {crop.shape for crop in crops} == {(48, 48, 3)}
+    assert max(int(crop[20:28, 20:28, 0].max()) for crop in crops) < min(int(crop[0].mean()) for crop in crops[:1])
+    edge = crops[-1][:, 0]  # the last reaches over what is beyond the slide
+    assert (edge == 255).all()
 
 
 def _field(case: str, domain: str, scores: list[float]) -> SlideScores:

@@ -100,7 +100,8 @@ def test_other_members_are_asked_about_what_the_first_finds_promising(tmp_path):
     network = train_verifier(candidate_set(tmp_path), settings)
     slide, places = spots_slide(9)
     alone, together = (
-        by_place(verify(slide, detections(places), some, settings, None, views=4)) for some in (network.first(), network)
+        by_place(verify(slide, detections(places), some, settings, None, views=4))
+        for some in (network.first(), network)
     )
     upright = by_place(verify(slide, detections(places), network.first(), settings, None))
     middle = float(np.median(list(upright.values())))
