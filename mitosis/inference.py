@@ -65,6 +65,7 @@ def count_slide(
     source_sha256: str = "",
     on_tiles: Callable[[int, int], None] = lambda _done, _all: None,
     region: Region | None = None,
+    stain: StainLevels | None = None,
 ) -> SlideCount:
     """Count the mitotic figures of a slide.
 
@@ -76,6 +77,8 @@ def count_slide(
         Told (tiles done, tiles in all) after each batch.
     region : Region or None
         Tissue outside it is left out.
+    stain : StainLevels or None
+        Those of the slide, where what is at hand is too small a part of it to tell; by default they are measured.
 
     Raises
     ------
@@ -84,12 +87,17 @@ def count_slide(
     ConfigError
         `tile_size` does not fit the network.
     """
-    started = start_slide(slide, model, config, region)
+    started = start_slide(slide, model, config, region, stain=stain)
     return finish_slide(started, name, model, config, source_sha256, on_tiles)
 
 
 def start_slide(
-    slide: Slide, model: Model, config: CountConfig, region: Region | None = None, find: Finder | None = None
+    slide: Slide,
+    model: Model,
+    config: CountConfig,
+    region: Region | None = None,
+    find: Finder | None = None,
+    stain: StainLevels | None = None,
 ) -> StartedSlide:
     """Find the tissue of a slide and hand the tiles on it to a finder; raises as `count_slide`.
 
@@ -97,13 +105,18 @@ def start_slide(
     ----------
     find : Finder or None
         None runs the network here, once the pieces are asked for.
+    stain : StainLevels or None
+        As in `count_slide`.
     """
     check_tile_size(model, config)
     tissue = find_tissue(slide)
     if region is not None:
         tissue = region.tissue_in(tissue)
     tiles = tiles_on(tissue, model, config)
-    stain = measure_stain(slide, tissue, model.card.mpp) if model.card.network.normalise_stain else None
+    if not model.card.network.normalise_stain:
+        stain = None
+    elif stain is None:
+        stain = measure_stain(slide, tissue, model.card.mpp)
     pieces = (find or find_in_tiles)(slide, tiles, model, _first_stage(model, config), stain)
     return StartedSlide(slide, tissue, tiles, stain, pieces, region)
 

@@ -16,7 +16,7 @@ from mitosis.crops import FIGURE, OTHER, Candidate, CandidateSet, CandidateSlide
 from mitosis.files import make_folder
 from mitosis.geometry import area_mm2
 from mitosis.splits import TRAIN
-from mitosis.stain import stain_levels
+from mitosis.stain import StainLevels, stain_levels
 
 _APART, _EDGE = 28, 30
 """Least distance of a nucleus from the figure and from the edges of the picture, px: its square is not to show much of
@@ -52,7 +52,7 @@ def write_crop_candidates(
     for slide in slides:
         images = [_without_black(read_picture(file)) for file in pictures[slide.slide_id]]
         places = [(number, x, y, label) for number, image in enumerate(images) for x, y, label in _places(image)]
-        levels = stain_levels((_half(image) for image in images), _surroundings(len(images[0]) // 2))
+        levels = _levels(images)
         squares = (_square(images[number], x, y, crop_side(settings.crop)) for number, x, y, _ in places)
         save_crops(out, slide.slide_id, np.stack([levels.normalise(square) for square in squares]))
         sha256 = hashlib.sha256(np.stack(images).tobytes()).hexdigest()
@@ -64,6 +64,15 @@ def write_crop_candidates(
         done[slide.slide_id] = CandidateSlide(slide.case_id, TRAIN, sha256, MPP, [], len(places), area, slide.domain)
     save_table(out, candidates, done, {})
     return CandidateSet.read(out)
+
+
+def stain_beside_figures(source: Path, slide_id: str) -> StainLevels:
+    """Stain levels of the slide that these pictures of AMi-Br are of: it has few figures, so theirs are left out."""
+    return _levels([_without_black(read_picture(file)) for file in pictures_of(source)[slide_id]])
+
+
+def _levels(images: Sequence[NDArray[np.uint8]]) -> StainLevels:
+    return stain_levels((_half(image) for image in images), _surroundings(len(images[0]) // 2))
 
 
 def _without_black(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from crop_candidates import write_crop_candidates
+from crop_candidates import stain_beside_figures, write_crop_candidates
 from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
 from release_folds import CASES, FIELDS, FOLDS, FROM, WITHIN, Use, use_of
@@ -224,7 +224,12 @@ class Fold:
         ready, rows = self._model(model), []
         for source in filter(self._is_predicted, self.data.all_slides):
             with open_slide(source.path, source.mpp) as slide:
-                counted = count_slide(slide, source.slide_id, ready, self.config.count)
+                stain = (
+                    stain_beside_figures(self.data.source / "amibr", source.slide_id)
+                    if source.domain not in FIELDS
+                    else None
+                )
+                counted = count_slide(slide, source.slide_id, ready, self.config.count, stain=stain)
                 marks, _ = read_marks(source)
                 rows.append(
                     {

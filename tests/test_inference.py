@@ -27,6 +27,7 @@ from mitosis.geometry import Box
 from mitosis.inference import Model, count_slide
 from mitosis.score_calibration import ScoreCalibration
 from mitosis.slides import BadTile, open_slide
+from mitosis.stain import StainLevels, measure_stain
 from mitosis.tissue import find_tissue
 from mitosis.verification import combine_scores, verify
 from mitosis.verifier import Verifier
@@ -124,6 +125,18 @@ def test_nor_does_a_network_that_sees_every_slide_at_the_usual_stain(busy_slide,
     assert_same(small, big)
     with pytest.raises(AssertionError):
         assert_same(small, whole)
+
+
+def test_the_stain_of_a_part_may_be_that_of_its_slide(busy_slide):
+    card = CARD.model_copy(update={"network": CARD.network.model_copy(update={"normalise_stain": True})})
+    model, part = Model.of(busy_network(), card), ArraySlide(busy_slide.pixels[:128, :128])
+    own, other = StainLevels((0.3, 0.4, 0.3), (0.9, 1.2, 1.0)), measure_stain(part, find_tissue(part), MPP)
+    found = [count_slide(part, "s", model, config(), stain=stain).candidates for stain in (None, other, own)]
+    assert_same(found[0], found[1])
+    with pytest.raises(AssertionError):
+        assert_same(found[0], found[2])
+    unchanged = [count_slide(part, "s", Model.of(busy_network(), CARD), config(), stain=each) for each in (None, own)]
+    assert_same(*(each.candidates for each in unchanged))
 
 
 def test_without_its_margin_they_would_not(busy_model, busy_slide, whole):
