@@ -5,12 +5,12 @@ Example: python scripts/train_release.py DATA --out release
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
 figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
 nothing but figures, so a network learns to tell crops from fields. The second stage has two members: one learns from
-fields alone, one from some crops too. The first misses figures of other scanners, the second takes what is new for one;
-together they are better than either. The settings are those of release.yaml beside this file. For each fold
-(`release_folds`), and once for all cases together, a first stage is trained, and a second stage learns from its
-candidates (with ``--mine`` the first stage goes on learning with its false positives before). What is left out of a
-fold is then predicted, and all that is reported, thresholds included, comes from such predictions. The model of all
-cases is the one that ships.
+fields alone, one from some crops too, and from dark nuclei beside their figures (`crop_candidates`). The first misses
+figures of other scanners, the second takes more of what is new for one; together they are better than either. The
+settings are those of release.yaml beside this file. For each fold (`release_folds`), and once for all cases together, a
+first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes on learning
+with its false positives before). What is left out of a fold is then predicted, and all that is reported, thresholds
+included, comes from such predictions. The model of all cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work.
@@ -55,8 +55,8 @@ RECIPE = Path(__file__).with_name("release.yaml")
 VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 """Training wants to validate on something that nothing is chosen by; crops are the least loss."""
 
-CROPS_EVERY = 3
-"""One member of the second stage learns from every so manieth slide of crops."""
+CROPS_EVERY = 2
+"""The member that learns from crops is shown those of every so manieth slide, lest figures of fields be drowned."""
 
 WITH_CROPS, FIELDS_ALONE = "crops", "fields"
 MEMBERS = {WITH_CROPS: ("verifier.balance_domains=true",), FIELDS_ALONE: ()}
