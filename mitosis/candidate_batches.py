@@ -31,7 +31,8 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
     Raises
     ------
     PatchIndexError
-        There is no figure among the candidates, or nothing else.
+        There is no figure among the candidates, or nothing else; or domains are to be balanced, and that of a slide is
+        not known.
     """
     labels = np.array([candidate.label for candidate in candidates.candidates])
     pools = {name: np.flatnonzero(labels == name) for name in CLASSES}
@@ -42,9 +43,18 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
             "Add marked slides, or lower verifier.score_floor."
         )
     shown = _Shown(candidates, settings)
-    domains = [candidates.slides[candidate.slide_id].domain for candidate in candidates.candidates]
-    order = draws(pools, settings, np.array(domains) if settings.balance_domains else None)
+    order = draws(pools, settings, _domains(candidates) if settings.balance_domains else None)
     return in_threads(shown.batch, order, 1, ahead=2)
+
+
+def _domains(candidates: CandidateSet) -> NDArray[np.str_]:
+    for name, slide in candidates.slides.items():
+        if not slide.domain:
+            raise PatchIndexError(
+                f"{candidates.folder}: nothing says of which domain the slide {name} is. Collect the candidates "
+                "anew with --domain, or leave verifier.balance_domains off."
+            )
+    return np.array([candidates.slides[candidate.slide_id].domain for candidate in candidates.candidates])
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def count_slide(
     region : Region or None
         Tissue outside it is left out.
     stain : StainLevels or None
-        Those of the slide, where what is at hand is too small a part of it to tell; by default they are measured.
+        Those of the slide, where what is at hand is too small a part of it to tell; by default they are measured. A
+        network that sees slides as they are has no use for them.
 
     Raises
     ------

@@ -149,7 +149,8 @@ class VerifierConfig(JitterConfig):
     members: Annotated[int, Field(ge=1, le=9)] = 1
     """Networks that learn by themselves, from `seed` on; the mean of the logarithms of their probabilities counts."""
     members_from: Fraction = 0.0
-    """Score by the first member, combined and not calibrated, from which on the others are asked too; 0: about all."""
+    """Score by the first member, combined and not calibrated, from which on a candidate is shown to the others and in
+    further views; 0: each is."""
     steps: Count = 600
     batch_size: Annotated[int, Field(ge=2)] = 64
     figure_share: Annotated[float, Field(gt=0, lt=1)] = 0.34
@@ -157,8 +158,8 @@ class VerifierConfig(JitterConfig):
     look_alike_share: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Share of a batch that is marked look-alikes, where there are any; the rest is other candidates."""
     balance_domains: bool = False
-    """Show others and look-alikes of each domain as often as its figures, so that the look of a scanner tells nothing;
-    what is of a domain without figures is not shown."""
+    """Show others, and look-alikes, of each domain as often as its figures, as far as there are such, so that the look of
+    a scanner tells little; what is of a domain without figures is not shown beside others of its class."""
     augment: Fraction = 0.3
     """Strength of augmentation, the same for all: were it heavier for figures, blur and noise would tell them."""
     shift: Annotated[int, Field(ge=0, le=32)] = 5

@@ -60,7 +60,8 @@ def verify(
     stain : StainLevels or None
         The slide's, where networks see slides brought to the usual ones.
     views : int
-        Turned and mirrored views whose mean is taken, as in `average_views`.
+        Turned and mirrored views whose mean is taken, as in `average_views`, of what `members_from` and `views_from` ask
+        for; the rest keeps what was said at first sight.
     calibration : ScoreCalibration
         What makes probabilities of the scores; by default nothing.
     batch_size : int
@@ -133,7 +134,7 @@ def _scores(
         looks.insert(0, (lambda crops, _: first(crops), settings.members_from))
     waiting, scores = _unseen(batches), dict[int, float]()
     for look, least in looks:
-        waiting = _promising(waiting, look, least, scores, settings, batch_size)
+        waiting = _look_at(waiting, look, least, scores, settings, batch_size)
     deque(waiting, maxlen=0)
     return np.array([scores[row] for row in range(len(scores))])
 
@@ -144,7 +145,7 @@ def _unseen(batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.float64]]]) ->
         yield from (_Waiting(next(rows), crop, score, nothing) for crop, score in zip(crops, first, strict=True))
 
 
-def _promising(
+def _look_at(
     waiting: Iterator[_Waiting],
     look: _Look,
     least: float,

@@ -1,6 +1,5 @@
 """Pictures of mitotic figures as candidates of a second stage: the figures, and dark nuclei beside them as others."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from scipy.ndimage import maximum_filter
 from mitosis.cohort import SlideSource
 from mitosis.config import VerifierConfig
 from mitosis.crops import FIGURE, OTHER, Candidate, CandidateSet, CandidateSlide, crop_side, save_crops, save_table
-from mitosis.files import make_folder
+from mitosis.errors import ConfigError
+from mitosis.files import make_folder, sha256
 from mitosis.geometry import area_mm2
 from mitosis.splits import TRAIN
 from mitosis.stain import StainLevels, stain_levels
@@ -24,7 +24,7 @@ the one, nor of what is mirrored at the other."""
 _SIGMA, _DARK = 5, 60
 """Nuclei are the darkest places in red of a picture blurred by so many px, at least so many levels below white."""
 _FIGURE = 28
-"""Side of the middle that is left out where stain is measured, as a slide has few figures; px of half the size."""
+"""Diameter of the middle that is left out where stain is measured, as a slide has few figures; px of half the size."""
 _BLACK = 20
 """What is no lighter, in grey levels, is beyond the slide."""
 
@@ -34,18 +34,27 @@ def write_crop_candidates(
 ) -> CandidateSet:
     """Cut figures and other nuclei of some slides out of the pictures of AMi-Br, into the folder `out`.
 
-    A network that learned from figures alone took their scanners for a sign of a figure. Nuclei beside them, which the
-    experts did not mark though they looked at them closely, keep it from that.
+    A network that learned from figures alone took their scanners for a sign of a figure. Nuclei beside them keep it from
+    that. Few of these will be figures: of one picture the collection marks the one in the middle only, but hardly any
+    shows the figure of another picture.
 
     Parameters
     ----------
     source : Path
         Folder of AMi-Br: ``crops.csv`` and pictures of 128 px with a figure in the middle.
     slides : sequence of SlideSource
-        As named by `crop_mosaics.write_mosaics`.
+        The mosaics of `crop_mosaics.write_mosaics`, whose names and files these candidates are noted under. Places are
+        those in the picture, and as a slide has several there is no list of its figures.
     model_sha256 : str
-        First stage whose candidates these will stand beside.
+        First stage whose candidates these will stand beside; it brings slides to the usual stain levels.
+
+    Raises
+    ------
+    ConfigError
+        `verifier.mpp` is not that of the pictures.
     """
+    if settings.mpp != MPP:
+        raise ConfigError(f"verifier.mpp = {settings.mpp:g}: the crops of AMi-Br have {MPP:g} µm/px. Ask for that.")
     pictures = pictures_of(source)
     make_folder(out / "crops")
     candidates, done = list[Candidate](), dict[str, CandidateSlide]()
@@ -55,13 +64,15 @@ def write_crop_candidates(
         levels = _levels(images)
         squares = (_square(images[number], x, y, crop_side(settings.crop)) for number, x, y, _ in places)
         save_crops(out, slide.slide_id, np.stack([levels.normalise(square) for square in squares]))
-        sha256 = hashlib.sha256(np.stack(images).tobytes()).hexdigest()
+        source_sha256 = sha256(slide.path)
         candidates += [
-            Candidate(slide.slide_id, slide.case_id, sha256, model_sha256, row, x, y, 0.0, label, found=False)
+            Candidate(slide.slide_id, slide.case_id, source_sha256, model_sha256, row, x, y, 0.0, label, found=False)
             for row, (_, x, y, label) in enumerate(places)
         ]
         area = sum(area_mm2(image.shape[0] * image.shape[1], MPP) for image in images)
-        done[slide.slide_id] = CandidateSlide(slide.case_id, TRAIN, sha256, MPP, [], len(places), area, slide.domain)
+        done[slide.slide_id] = CandidateSlide(
+            slide.case_id, TRAIN, source_sha256, MPP, [], len(places), area, slide.domain
+        )
     save_table(out, candidates, done, {})
     return CandidateSet.read(out)
 
@@ -102,7 +113,7 @@ def _places(image: NDArray[np.uint8]) -> Iterator[tuple[float, float, str]]:
     rows, columns = np.nonzero(peaks[_EDGE : height - _EDGE + 1, _EDGE : width - _EDGE + 1])
     for x, y in zip((columns + _EDGE).tolist(), (rows + _EDGE).tolist(), strict=True):
         if np.hypot(x - middle_x, y - middle_y) >= _APART:
-            yield float(x), float(y), OTHER
+            yield x + 0.5, y + 0.5, OTHER
 
 
 def _square(image: NDArray[np.uint8], x: float, y: float, side: int) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ with its false positives before). What is left out of a fold is then predicted, 
 included, comes from such predictions. The model of all cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
-share the work.
+share the work. A recipe that was changed needs a new ``--out``.
 """
 
 import argparse
@@ -78,7 +78,7 @@ DATA = (
 )
 LIMITS = (
     "Two stages for H&E slides at 0.5 and 0.25 µm/px. From breast cancer alone: fields of ten cases, the second "
-    "stage also crops of a third of 198 slides. The fields were chosen where figures are many, so precision on whole "
+    "stage also crops of half of 198 slides. The fields were chosen where figures are many, so precision on whole "
     "slides is not known. On scanners other than those of the fields it finds fewer figures. Slides scanned at 0.5 "
     "µm/px (20x) show less than the second stage learned from, and give many false alarms. Other tumours, species, and "
     "stains are untried. Its count is not a diagnosis; research use only."
@@ -180,7 +180,8 @@ class Fold:
     def _train_members(self, first: Path, seen: Sequence[SlideSource]) -> None:
         """Second stages that learn from the same candidates of fields, one of them from pictures of figures too."""
         model, folder = self._model(first), self.out / "crop-candidates"
-        fields = collect_candidates(seen, model, self.out / "candidates", self.config)
+        marked = [slide for slide in seen if slide.domain in FIELDS or slide.case_id in VALIDATION]
+        fields = collect_candidates(marked, model, self.out / "candidates", self.config)
         crops = write_crop_candidates(
             self.data.source / "amibr", self._some_crops(), folder, self.config.verifier, model.card.weights_sha256
         )

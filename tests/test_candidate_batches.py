@@ -11,6 +11,7 @@ from conftest import MPP, QUICK_VERIFIER, candidate_set, spots_slide, verifier_s
 from mitosis import candidate_batches as module
 from mitosis.candidate_batches import candidate_batches, draws
 from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, crop_side, read_crops
+from mitosis.errors import PatchIndexError
 
 
 def pools(n_figures=3, n_look_alikes=5, n_others=11):
@@ -72,6 +73,9 @@ def test_the_domains_of_slides_are_what_is_balanced(tmp_path, monkeypatch):
         list(candidate_batches(replace(candidates, slides=slides), settings))
     assert given[0].tolist() == [candidate.slide_id for candidate in candidates.candidates]
     assert given[1] is None
+    unknown = replace(candidates, slides={**slides, "S2": replace(slides["S2"], domain="")})
+    with pytest.raises(PatchIndexError, match="of which domain the slide S2 is"):
+        candidate_batches(unknown, verifier_settings(balance_domains=True))
 
 
 def test_an_item_has_a_stream_of_its_own(tmp_path, monkeypatch):

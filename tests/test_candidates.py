@@ -117,6 +117,12 @@ def test_each_candidate_is_what_the_marks_say(fields, tmp_path):
 
 
 @pytest.mark.usefixtures("detected")
+def test_the_domain_of_a_slide_is_noted(fields, tmp_path):
+    found = collect_candidates(sources_of(fields, domain="scanner"), MODEL, tmp_path / "out", SETTINGS)
+    assert {slide.domain for slide in found.slides.values()} == {"scanner"}
+
+
+@pytest.mark.usefixtures("detected")
 def test_figures_that_were_missed_are_added(fields, tmp_path):
     candidates = collect(fields, tmp_path / "out").candidates
     missed = [(c.slide_id, c.x, c.y, c.score, c.label) for c in candidates if not c.found]

@@ -12,7 +12,7 @@ import release_report
 import torch
 import train_release
 from conftest import draw_field, random_places
-from crop_candidates import write_crop_candidates
+from crop_candidates import stain_beside_figures, write_crop_candidates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,10 +22,13 @@ from mitosis.cohort import SlideSource
 from mitosis.config import VerifierConfig
 from mitosis.crops import FIGURE, OTHER
 from mitosis.detections import Detections
+from mitosis.errors import ConfigError
+from mitosis.files import sha256
 from mitosis.inference import Model, count_slide
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import UNCALIBRATED
 from mitosis.slides import open_slide
+from mitosis.stain import stain_levels
 
 QUICK = (
     "extract.size=64",
@@ -121,6 +124,8 @@ def test_the_second_stage_asks_one_that_knows_crops_and_one_that_does_not(releas
     crops, fields = (set(load_model(part)[1].verifier.training["cases"]) for part in parts)  # type: ignore[union-attr]  # it has one
     assert all(case.isdigit() for case in fields)
     assert fields < crops
+    settings = [load_model(part)[1].verifier.settings for part in parts]  # type: ignore[union-attr]  # it has one
+    assert [some.balance_domains for some in settings] == [True, False]
     _, card = load_model(released / "a" / "both")
     together = load_verifier(released / "a" / "both", card)
     members = [load_verifier(part, load_model(part)[1]).members[0] for part in parts]  # type: ignore[union-attr]  # as above
@@ -229,20 +234,39 @@ def test_figures_and_dark_nuclei_beside_them_become_candidates(tmp_path: Path) -
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
         rows.append(f"{number}.png,MIDOG21,007.tiff,normal,,")
     (tmp_path / "crops.csv").write_text("\n".join(rows) + "\n")
-    slide = SlideSource(tmp_path / "x.png", "MIDOG21_007", "MIDOG21_007", "midog-xr")
+    Image.fromarray(draw_field([(64, 64)], (), 128, 128)).save(tmp_path / "mosaic.png")
+    slide = SlideSource(tmp_path / "mosaic.png", "MIDOG21_007", "MIDOG21_007", "midog-xr")
     found = write_crop_candidates(tmp_path, [slide], tmp_path / "out", VerifierConfig(crop=32), "sha")
     places = [(candidate.label, candidate.x, candidate.y) for candidate in found.candidates]
     assert [label for label, _, _ in places] == [FIGURE, OTHER, FIGURE, FIGURE, OTHER]
     others = np.array([place[1:] for place in places if place[0] == OTHER])
     np.testing.assert_allclose(others, [(94, 96), (32, 94)], atol=2)
+    assert {candidate.source_sha256 for candidate in found.candidates} == {sha256(tmp_path / "mosaic.png")}
     slide_of = found.slides["MIDOG21_007"]
     assert (slide_of.domain, slide_of.split, slide_of.n_crops) == ("midog-xr", "train", 5)
     assert slide_of.area_mm2 == pytest.approx(3 * 0.032**2)
     crops = [found.crop(candidate) for candidate in found.candidates]
     assert {crop.shape for crop in crops} == {(48, 48, 3)}
-    assert max(int(crop[20:28, 20:28, 0].max()) for crop in crops) < min(int(crop[0].mean()) for crop in crops[:1])
+    assert max(int(crop[20:28, 20:28, 0].max()) for crop in crops) < int(crops[0][0].mean())
     edge = crops[-1][:, 0]  # the last reaches over what is beyond the slide
     assert (edge == 255).all()
+
+
+def test_stain_of_crops_is_measured_beside_their_figures(tmp_path: Path) -> None:
+    for name, radius in (("without", 0), ("with", 12)):
+        (tmp_path / name).mkdir()
+        picture = draw_field([(64, 64)] if radius else [], (), 128, 128, seed=1, radius=radius)
+        Image.fromarray(picture).save(tmp_path / name / "0.png")
+        (tmp_path / name / "crops.csv").write_text("file,dataset,slide\n0.png,MIDOG21,007.tiff\n")
+    beside, none = (stain_beside_figures(tmp_path / name, "MIDOG21_007") for name in ("with", "without"))
+    np.testing.assert_allclose(beside.nuclei, none.nuclei, atol=0.02)
+    whole = stain_levels([np.asarray(Image.open(tmp_path / "with" / "0.png"))])
+    assert min(whole.nuclei) > 1.5 * max(none.nuclei)
+
+
+def test_crops_at_other_resolutions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"have 0.25 µm/px"):
+        write_crop_candidates(tmp_path, [], tmp_path / "out", VerifierConfig(mpp=0.5), "sha")
 
 
 def _field(case: str, domain: str, scores: list[float]) -> SlideScores:

@@ -108,8 +108,9 @@ def test_other_members_are_asked_about_what_the_first_finds_promising(tmp_path):
     quick = settings.model_copy(update={"members_from": middle})
     again = {place for place, score in upright.items() if score >= middle}
     assert 0 < len(again) < len(places)
-    found = by_place(verify(slide, detections(places), network, quick, None, views=4))
-    assert found == {place: (together if place in again else upright)[place] for place in upright}
+    for batch_size in (3, 64):
+        found = by_place(verify(slide, detections(places), network, quick, None, views=4, batch_size=batch_size))
+        assert found == {place: (together if place in again else upright)[place] for place in upright}
     assert alone != together
     crops = read_crops(slide, places, settings.mpp, settings.crop, None)
     scores = final_scores(network, crops, np.full(len(crops), 0.5), quick, views=4)
