@@ -158,8 +158,8 @@ class VerifierConfig(JitterConfig):
     look_alike_share: Annotated[float, Field(ge=0, lt=1)] = 0.33
     """Share of a batch that is marked look-alikes, where there are any; the rest is other candidates."""
     balance_domains: bool = False
-    """Show others, and look-alikes, of each domain as often as its figures, as far as there are such, so that the look of
-    a scanner tells little; what is of a domain without figures is not shown beside others of its class."""
+    """Show others, and look-alikes, of each domain as often as its figures, as far as there are such, so that the look
+    of a scanner tells little; what is of a domain without figures is not shown beside others of its class."""
     augment: Fraction = 0.3
     """Strength of augmentation, the same for all: were it heavier for figures, blur and noise would tell them."""
     shift: Annotated[int, Field(ge=0, le=32)] = 5

@@ -60,8 +60,8 @@ def verify(
     stain : StainLevels or None
         The slide's, where networks see slides brought to the usual ones.
     views : int
-        Turned and mirrored views whose mean is taken, as in `average_views`, of what `members_from` and `views_from` ask
-        for; the rest keeps what was said at first sight.
+        Turned and mirrored views whose mean is taken, as in `average_views`, of what `members_from` and `views_from`
+        ask for; the rest keeps what was said at first sight.
     calibration : ScoreCalibration
         What makes probabilities of the scores; by default nothing.
     batch_size : int

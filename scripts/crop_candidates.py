@@ -34,9 +34,9 @@ def write_crop_candidates(
 ) -> CandidateSet:
     """Cut figures and other nuclei of some slides out of the pictures of AMi-Br, into the folder `out`.
 
-    A network that learned from figures alone took their scanners for a sign of a figure. Nuclei beside them keep it from
-    that. Few of these will be figures: of one picture the collection marks the one in the middle only, but hardly any
-    shows the figure of another picture.
+    A network that learned from figures alone took their scanners for a sign of a figure. Nuclei beside them keep it
+    from that. Few of these will be figures: of one picture the collection marks the one in the middle only, but hardly
+    any shows the figure of another picture.
 
     Parameters
     ----------
