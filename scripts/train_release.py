@@ -4,13 +4,14 @@ Example: python scripts/train_release.py DATA --out release
 
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
 figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
-nothing but figures, so a network learns to tell crops from fields. The second stage has two members: one learns from
-fields alone, one from some crops too, and from dark nuclei beside their figures (`crop_candidates`). The first misses
-figures of other scanners, the second takes more of what is new for one; together they are better than either. The
-settings are those of release.yaml beside this file. For each fold (`release_folds`), and once for all cases together, a
-first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes on learning
-with its false positives before). What is left out of a fold is then predicted, and all that is reported, thresholds
-included, comes from such predictions. The model of all cases is the one that ships.
+nothing but figures, so a network learns to tell crops from fields. The second stage has three members: one learns from
+some crops too, and from dark nuclei beside their figures (`crop_candidates`), the others from fields alone, one of them
+with colours and traces of other scanners. The first finds more figures of other scanners, the others take less of what
+is new for one; together they are better than each. The settings are those of release.yaml beside this file. For each
+fold (`release_folds`), and once for all cases together, a first stage is trained, and a second stage learns from its
+candidates (with ``--mine`` the first stage goes on learning with its false positives before). What is left out of a
+fold is then predicted, and all that is reported, thresholds included, comes from such predictions. The model of all
+cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work. A recipe that was changed needs a new ``--out``.
@@ -58,9 +59,14 @@ VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 CROPS_EVERY = 2
 """The member that learns from crops is shown those of every so manieth slide, lest figures of fields be drowned."""
 
-WITH_CROPS, FIELDS_ALONE = "crops", "fields"
-MEMBERS = {WITH_CROPS: ("verifier.balance_domains=true",), FIELDS_ALONE: ()}
-"""Settings of each, in the order in which they are asked: the first loses fewest figures of scanners not seen."""
+WITH_CROPS = "crops"
+MEMBERS = {
+    WITH_CROPS: ("verifier.balance_domains=true",),
+    "fields": (),
+    "scanners": ("verifier.scanner_jitter=0.3", "verifier.colour_jitter=0.1", "verifier.seed=1"),
+}
+"""Settings of the members of the second stage, in the order in which they are asked: the first learns from crops too,
+and loses fewest figures of scanners that the fields do not show; the last sees fields as other scanners might."""
 
 TUNE = (
     "train.steps=1500",
@@ -185,12 +191,12 @@ class Fold:
         crops = write_crop_candidates(
             self.data.source / "amibr", self._some_crops(), folder, self.config.verifier, model.card.weights_sha256
         )
-        parts = {WITH_CROPS: CandidateSet.join(fields, crops), FIELDS_ALONE: fields}
         for name, settings in MEMBERS.items():
             if not (self.out / name / "model.json").exists():
                 config = load_config(RECIPE, (*settings, *self.options.set))
+                candidates = CandidateSet.join(fields, crops) if name == WITH_CROPS else fields
                 report = partial(self._report_member, name)
-                add_second_stage(first, parts[name], self.out / name, config, on_step=report)
+                add_second_stage(first, candidates, self.out / name, config, on_step=report)
 
     def _some_crops(self) -> list[SlideSource]:
         """Slides of crops for the second stage: of all that there are, figures of fields would be drowned in them."""
