@@ -4,14 +4,13 @@ Example: python scripts/train_release.py DATA --out release
 
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
 figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
-nothing but figures, so a network learns to tell crops from fields. The second stage has three members: one learns from
-some crops too, and from dark nuclei beside their figures (`crop_candidates`), the others from fields alone, one of them
-with colours and traces of other scanners. The first finds more figures of other scanners, the others take less of what
-is new for one; together they are better than each. The settings are those of release.yaml beside this file. For each
-fold (`release_folds`), and once for all cases together, a first stage is trained, and a second stage learns from its
-candidates (with ``--mine`` the first stage goes on learning with its false positives before). What is left out of a
-fold is then predicted, and all that is reported, thresholds included, comes from such predictions. The model of all
-cases is the one that ships.
+nothing but figures, so a network learns to tell crops from fields. The second stage has two members: one learns from
+some crops too, and from dark nuclei beside their figures (`crop_candidates`), the other from fields alone. The first
+finds more figures of other scanners, the other takes less of what is new for one; together they are better than either.
+The settings are those of release.yaml beside this file. For each fold (`release_folds`), and once for all cases
+together, a first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes
+on learning with its false positives before). What is left out of a fold is then predicted, and all that is reported,
+thresholds included, comes from such predictions. The model of all cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work. A recipe that was changed needs a new ``--out``.
@@ -60,13 +59,9 @@ CROPS_EVERY = 2
 """The member that learns from crops is shown those of every so manieth slide, lest figures of fields be drowned."""
 
 WITH_CROPS = "crops"
-MEMBERS = {
-    WITH_CROPS: ("verifier.balance_domains=true",),
-    "fields": (),
-    "scanners": ("verifier.scanner_jitter=0.3", "verifier.colour_jitter=0.1", "verifier.seed=1"),
-}
+MEMBERS: dict[str, tuple[str, ...]] = {WITH_CROPS: ("verifier.balance_domains=true",), "fields": ()}
 """Settings of the members of the second stage, in the order in which they are asked: the first learns from crops too,
-and loses fewest figures of scanners that the fields do not show; the last sees fields as other scanners might."""
+and loses fewest figures of scanners that the fields do not show."""
 
 TUNE = (
     "train.steps=1500",

@@ -119,15 +119,13 @@ def test_no_model_of_a_fold_has_seen_what_it_left_out(released: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_second_stage_asks_one_that_knows_crops_and_others_that_do_not(released: Path) -> None:
+def test_the_second_stage_asks_one_that_knows_crops_and_one_that_does_not(released: Path) -> None:
     parts = [released / "a" / name for name in train_release.MEMBERS]
-    crops, *others = (set(load_model(part)[1].verifier.training["cases"]) for part in parts)  # type: ignore[union-attr]  # it has one
-    for fields in others:
-        assert all(case.isdigit() for case in fields)
-        assert fields < crops
+    crops, fields = (set(load_model(part)[1].verifier.training["cases"]) for part in parts)  # type: ignore[union-attr]  # it has one
+    assert all(case.isdigit() for case in fields)
+    assert fields < crops
     settings = [load_model(part)[1].verifier.settings for part in parts]  # type: ignore[union-attr]  # it has one
-    assert [some.balance_domains for some in settings] == [True, False, False]
-    assert [some.seed for some in settings] == [0, 0, 1]
+    assert [some.balance_domains for some in settings] == [True, False]
     _, card = load_model(released / "a" / "both")
     together = load_verifier(released / "a" / "both", card)
     members = [load_verifier(part, load_model(part)[1]).members[0] for part in parts]  # type: ignore[union-attr]  # as above
