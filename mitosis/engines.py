@@ -175,7 +175,10 @@ _CORES: list[Any] = []
 def openvino_core() -> Any:
     """The one core of this process, which no network outlives; raises as `openvino_engine`."""
     openvino = _import("openvino", "onnx openvino")
-    _CORES.extend(() if _CORES else (openvino.Core(),))
+    if not _CORES:
+        core = openvino.Core()
+        core.set_property("CPU", {"ENABLE_CPU_PINNING": False})  # else several processes all take the first cores
+        _CORES.append(core)
     return _CORES[0]
 
 
@@ -199,7 +202,6 @@ def openvino_engine(network: nn.Module, device: torch.device, precision: Precisi
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": min(threads, n_images),
-            "ENABLE_CPU_PINNING": False,  # else several processes all take the first cores
             "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",  # its own choice is bf16
             "CPU_RUNTIME_CACHE_CAPACITY": 200,  # of 5000 it would keep 1.3 MB for each size of images
         }

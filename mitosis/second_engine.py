@@ -72,7 +72,6 @@ def _openvino(network: Verifier, precision: Precision) -> Run:
     core = openvino_core()
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "ENABLE_CPU_PINNING": False,  # as in `mitosis.engines`
         "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
     }
     compiled = core.compile_model(core.read_model(second_onnx(network)), "CPU", settings)

@@ -223,14 +223,10 @@ class Fold:
         path = self.out / f"{model.name}.json"
         if path.exists():
             return
-        ready, rows = self._model(model), []
+        ready, rows, amibr = self._model(model), [], self.data.source / "amibr"
         for source in filter(self._is_predicted, self.data.all_slides):
             with open_slide(source.path, source.mpp) as slide:
-                stain = (
-                    stain_beside_figures(self.data.source / "amibr", source.slide_id)
-                    if source.domain not in FIELDS
-                    else None
-                )
+                stain = None if source.domain in FIELDS else stain_beside_figures(amibr, source.slide_id)
                 counted = count_slide(slide, source.slide_id, ready, self.config.count, stain=stain)
                 marks, _ = read_marks(source)
                 rows.append(

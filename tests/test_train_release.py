@@ -128,7 +128,7 @@ def test_the_second_stage_asks_one_that_knows_crops_and_one_that_does_not(releas
     assert [some.balance_domains for some in settings] == [True, False]
     _, card = load_model(released / "a" / "both")
     together = load_verifier(released / "a" / "both", card)
-    members = [load_verifier(part, load_model(part)[1]).members[0] for part in parts]  # type: ignore[union-attr]  # as above
+    members = [load_verifier(part, load_model(part)[1]).members[0] for part in parts]  # type: ignore[union-attr]  # each has one
     assert together is not None
     for own, member in zip(together.members, members, strict=True):
         for name, weights in member.state_dict().items():
