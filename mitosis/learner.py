@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mitosis.auxiliary import TaughtUNet, target_maps, taught_loss
 from mitosis.config import Config
 from mitosis.descent import Descent
 from mitosis.distributed import Ranks
 from mitosis.engines import to_input
-from mitosis.losses import LOSSES, class_weights
+from mitosis.losses import class_weights
 from mitosis.runtime import choose_device, choose_dtype
 from mitosis.unet import UNet
 
@@ -37,11 +38,11 @@ class Learner:
     ) -> None:
         self.config, self.ranks, self.device = config.train, ranks or Ranks(), choose_device()
         torch.manual_seed(self.config.seed)
-        self.network: nn.Module = UNet.from_config(config.network).to(  # type: ignore[call-overload]  # torch types no memory_format
+        self.network: nn.Module = TaughtUNet(config.network, config.train).to(  # type: ignore[call-overload]  # torch types no memory_format
             device=self.device, memory_format=torch.channels_last
         )
         if start:
-            self.network.load_state_dict(start.state_dict())
+            self.network.load_state_dict(start.state_dict(), strict=False)  # it has none of the heads for training
         average = copy.deepcopy(self.network)
         self._parallel = self.ranks.parallel(self.network)
         self.descent = Descent(
@@ -69,10 +70,14 @@ class Learner:
         dtype = choose_dtype(self.config.precision, self.device)
         self.network.train()
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
-            logits = self._parallel(to_input(images.to(self.device, non_blocking=True)))
-        masks = masks.to(self.device, non_blocking=True)
-        loss = LOSSES[self.config.loss](self.ranks.whole(logits.float()), self.ranks.whole(masks), self.weights)
-        return self.descent.step(step, loss)
+            answers = self._parallel(to_input(images.to(self.device, non_blocking=True)))
+        target = self.config.auxiliary_target
+        maps = None if target == "none" else self._whole(target_maps(masks, target))
+        answers = [self.ranks.whole(answer.float()) for answer in answers]
+        return self.descent.step(step, taught_loss(answers, self._whole(masks), maps, self.weights, self.config))
+
+    def _whole(self, part: Tensor) -> Tensor:
+        return self.ranks.whole(part.to(self.device, non_blocking=True))
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to learn on."""

@@ -97,6 +97,12 @@ class TrainConfig(JitterConfig):
     """Weight of a class: the inverse of its frequency or of its effective number of nuclei, or 1."""
     max_class_weight: Positive = 20.0
     """Cap of a class weight, as a multiple of the background's."""
+    deep_supervision: Fraction = 0.0
+    """Weight of the mean loss of the levels below the first, each of which has a head in training; 0 is off."""
+    auxiliary_target: Literal["none", "centre", "distance"] = "none"
+    """A map that is learned beside the mask, a key of `mitosis.auxiliary.TARGETS`."""
+    auxiliary_weight: Fraction = 0.5
+    """Weight of its cross-entropy."""
     learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100

@@ -159,7 +159,7 @@ class Run:
             skipped=self.learner.descent.skipped,
         )
         if not self.history or metrics.f1 >= max(before.f1 for before in self.history):
-            self.best = copy.deepcopy(self.learner.descent.average.state_dict())
+            self.best = copy.deepcopy(self.learner.descent.average.kept())
             self.calibration = calibration_rows(scores, (threshold, metrics.count_threshold))
         self.history.append(metrics)
         self.losses = []

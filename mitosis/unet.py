@@ -152,14 +152,22 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes, H, W] of images [B, 3, H, W]; H and W are multiples of `stride`."""
+        return self.logits(self.levels(images)[-1])
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Features of each level on the way up, from the deepest to the first."""
         skips: list[Tensor] = []
         x = images
         for level, block in enumerate(self.down):
             x = block(functional.max_pool2d(x, 2) if level else x)
             skips.append(x)
-        skips.pop()
+        levels = [skips.pop()]
         for block in self.up:
-            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = block(torch.cat([x, skips.pop()], dim=1))
-        logits: Tensor = self.head(x)
+            x = functional.interpolate(levels[-1], scale_factor=2.0, mode="nearest")
+            levels.append(block(torch.cat([x, skips.pop()], dim=1)))
+        return levels
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of the features of the first level."""
+        logits: Tensor = self.head(features)
         return functional.pixel_shuffle(logits, self.stem) if self.stem > 1 else logits
