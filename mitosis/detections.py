@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -161,8 +162,8 @@ def find_peaks(
     reach = reach_px(mpp, rule)
     padded, x0, y0 = np.pad(probability, reach), window.x0 - reach, window.y0 - reach
     inside = Box(core.x0 - x0, core.y0 - y0, core.x1 - x0, core.y1 - y0)
-    # A smoothed value is a mean, so where no pixel near comes up to the least score there is no peak.
-    parts = _around(padded * SCORE_STEPS >= least - 1, inside, reach)
+    # A smoothed value is a mean, so where no pixel that it is of comes up to the least score there is no peak.
+    parts = _around(padded * SCORE_STEPS >= least - 1, inside, math.floor(rule.smooth_um / mpp), reach)
     steps = _smooth_parts(padded, parts, reach, rule.smooth_um / mpp)
     rows, columns = _peaks(steps, parts, rule.peak_um / mpp, least)
     mean_xy, n_pixels = _spots(steps, rows, columns, rule.extent_um / mpp)
@@ -193,9 +194,12 @@ def merge(detections: Detections, slide_mpp: float, radius_um: float = MERGE_RAD
     return ordered[np.array(keep, dtype=np.int64)]
 
 
-def _around(hot: NDArray[np.bool_], inside: Box, reach: int) -> list[Box]:
-    """Boxes that hold all of `inside` that lies within `reach` px of what is hot; most of a map is far from any."""
-    side = max(16, reach)
+def _around(hot: NDArray[np.bool_], inside: Box, near: int, reach: int) -> list[Box]:
+    """Boxes that hold all of `inside` that lies within `near` px of what is hot; most of a map is far from any.
+
+    One box where these, with the `reach` that is looked at around each, would be no fewer pixels.
+    """
+    side = max(8, near)
     cells = hot
     for axis, n in enumerate(hot.shape):
         cells = np.logical_or.reduceat(cells, np.arange(0, n, side), axis=axis)
@@ -246,15 +250,16 @@ def _disc(radius: float) -> tuple[IntArray, IntArray]:
 
 def _peaks(steps: NDArray[np.int32], parts: Sequence[Box], radius: float, least: int) -> tuple[IntArray, IntArray]:
     """Rows and columns of the pixels in `parts` that come first, by value, y and x, within `radius` px."""
-    square, margin = 2 * math.floor(radius / math.sqrt(2)) + 1, math.floor(radius)
-    chosen = np.zeros(steps.shape, dtype=bool)  # boxes may overlap
+    side, margin = 2 * math.floor(radius / math.sqrt(2)) + 1, math.floor(radius)
+    square, chosen = np.ones((side, side), np.uint8), [np.empty(0, np.int64)]
     for part in parts:
         x0, y0, x1, y1 = part.grown(margin)
         inner = slice(margin, y1 - y0 - margin), slice(margin, x1 - x0 - margin)
-        around = steps[y0:y1, x0:x1]
-        highest = ndimage.maximum_filter(around, size=square, mode="constant")
-        chosen[y0:y1, x0:x1][inner] = (around[inner] == highest[inner]) & (around[inner] >= least)
-    rows, columns = np.nonzero(chosen)
+        around = steps[y0:y1, x0:x1].astype(np.float32)  # exact, and OpenCV's filter is ten times as fast as SciPy's
+        highest = cv2.dilate(around, square)
+        rows, columns = np.nonzero((around[inner] == highest[inner]) & (around[inner] >= least))
+        chosen.append((rows + part.y0) * steps.shape[1] + columns + part.x0)
+    rows, columns = np.divmod(np.unique(np.concatenate(chosen)), steps.shape[1])  # boxes may overlap
     # Eight neighbours first: they thin out plateaus before the whole disc is looked at.
     for reach in (min(radius, 1.5), radius):
         first = _comes_first(steps, rows, columns, *_disc(reach))

@@ -13,7 +13,6 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mitosis.errors import ConfigError
-from mitosis.runtime import on_device
+from mitosis.openvino_runner import OpenVINORunner
+from mitosis.runtime import import_extra, on_device
 
 __all__ = [
     "ENGINES",
@@ -113,7 +113,7 @@ def onnx_model(network: nn.Module) -> bytes:
     ConfigError
         The package `onnx` is not installed.
     """
-    _import("onnx", "onnx onnxruntime")
+    import_extra("onnx", "onnx onnxruntime")
     free = {0: "batch", 1: "height", 2: "width"}
     stream = io.BytesIO()
     with warnings.catch_warnings():
@@ -131,22 +131,24 @@ def onnx_model(network: nn.Module) -> bytes:
     return stream.getvalue()
 
 
-def onnx_engine(content: bytes) -> Engine:
-    """Run a model of `onnx_model` with ONNX Runtime on the processor, on as many threads as PyTorch would use.
+def onnx_engine(content: bytes) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Run an ONNX model with ONNX Runtime on the processor, on as many threads as PyTorch would use.
+
+    Its input is called ``images``, and it has one output.
 
     Raises
     ------
     ConfigError
         The package `onnxruntime` is not installed.
     """
-    runtime = _import("onnxruntime", "onnx onnxruntime")
+    runtime = import_extra("onnxruntime", "onnx onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait for work in a loop would take the cores from those that read tiles.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
         probability: NDArray[np.float32] = session.run(None, {"images": images})[0]
         return probability
 
@@ -169,24 +171,11 @@ def onnxruntime_engine(network: nn.Module, device: torch.device, precision: Prec
     return onnx_engine(onnx_model(network))
 
 
-_CORES: list[Any] = []
-
-
-def openvino_core() -> Any:
-    """The one core of this process, which no network outlives; raises as `openvino_engine`."""
-    openvino = _import("openvino", "onnx openvino")
-    if not _CORES:
-        core = openvino.Core()
-        core.set_property("CPU", {"ENABLE_CPU_PINNING": False})  # else several processes all take the first cores
-        _CORES.append(core)
-    return _CORES[0]
-
-
 def openvino_engine(network: nn.Module, device: torch.device, precision: Precision = "float32") -> Engine:
     """Run `network` with OpenVINO, on the processor whatever `device` is.
 
-    The images of a batch run side by side, each on its share of the threads that PyTorch would use (the first batch
-    decides how many), which is 10 to 20 % faster than one after the other; and each gets the same bits in any batch.
+    The images of a batch run side by side, which is 10 to 20 % faster than one after the other; and each gets the same
+    bits in any batch.
 
     Raises
     ------
@@ -194,34 +183,8 @@ def openvino_engine(network: nn.Module, device: torch.device, precision: Precisi
         `onnx` or `openvino` is not installed.
     """
     del device
-    core, threads = openvino_core(), torch.get_num_threads()
-    model = core.read_model(onnx_model(network))
-    requests: list[Any] = []
-
-    def compile_for(n_images: int) -> Any:
-        settings = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": min(threads, n_images),
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",  # its own choice is bf16
-            "CPU_RUNTIME_CACHE_CAPACITY": 200,  # of 5000 it would keep 1.3 MB for each size of images
-        }
-        return core.compile_model(model, "CPU", settings)
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        compiled = requests[0].get_compiled_model() if requests else compile_for(len(images))
-        requests.extend(compiled.create_infer_request() for _ in range(len(images) - len(requests)))
-        running = requests[: len(images)]
-        try:
-            for request, image in zip(running, images, strict=True):
-                request.start_async({0: image[np.newaxis]})
-            for request in running:
-                request.wait()
-        except RuntimeError:
-            requests.clear()  # what failed once fails on everything after it
-            raise
-        return np.concatenate([request.get_output_tensor(0).data for request in running])
-
-    return run
+    run = OpenVINORunner(onnx_model(network), precision)
+    return lambda images: np.concatenate(run([image[np.newaxis] for image in images]))
 
 
 ENGINES: dict[str, Callable[[nn.Module, torch.device, Precision], Engine]] = {
@@ -271,12 +234,3 @@ def build_engine(
 def describe_engine(name: str, precision: Precision = "float32") -> str:
     """Name, version and precision of an engine, for the report: results hang on all three a little."""
     return f"{name} {version(name)} {precision}"
-
-
-def _import(package: str, needed: str) -> Any:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"The package {package} is not installed. Run: pip install {needed} (or choose --engine torch)."
-        ) from error

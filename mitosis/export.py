@@ -14,9 +14,9 @@ from mitosis.checkpoints import ModelCard, VerifierCard
 from mitosis.engines import OPSET, onnx_engine, onnx_model, to_input
 from mitosis.errors import ConfigError
 from mitosis.files import atomic_write, dump_json
+from mitosis.looks import score_crops
 from mitosis.second_engine import second_onnx
 from mitosis.synthetic import draw_tissue
-from mitosis.verification import score_crops
 from mitosis.verifier import Verifier
 
 __all__ = ["Exported", "export_onnx", "export_second"]

@@ -15,12 +15,13 @@ from mitosis.counting import CountReport, mitotic_count
 from mitosis.detections import SCORE_STEPS, Detections, concatenate, merge
 from mitosis.errors import SlideError
 from mitosis.geometry import Tile
+from mitosis.looks import combine_scores
 from mitosis.regions import Region
 from mitosis.slides import BadTile, Slide
 from mitosis.stain import StainLevels, measure_stain
 from mitosis.tile_search import Finder, Found, Model, check_tile_size, find_in_tiles, tiles_on
 from mitosis.tissue import TissueMask, find_tissue
-from mitosis.verification import combine_scores, verify
+from mitosis.verification import verify
 
 __all__ = ["Model", "SlideCount", "StartedSlide", "count_slide", "finish_slide", "start_slide"]
 

@@ -3,6 +3,7 @@
 import platform
 from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["choose_device", "choose_dtype", "on_device", "pinned", "versions", "without_tf32"]
+from mitosis.errors import ConfigError
+
+__all__ = ["choose_device", "choose_dtype", "import_extra", "on_device", "pinned", "versions", "without_tf32"]
 
 
 def choose_device(number: int | None = None) -> torch.device:
@@ -132,3 +135,19 @@ def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that can change a result."""
     packages = ("mitosis-toolkit", "torch", "numpy", "scipy", "scikit-image", "albumentations", "tifffile")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def import_extra(package: str, needed: str) -> Any:
+    """Import a package of an extra.
+
+    Raises
+    ------
+    ConfigError
+        It is not installed; says to install `needed`.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"The package {package} is not installed. Run: pip install {needed} (or choose --engine torch)."
+        ) from error

@@ -16,11 +16,12 @@ from mitosis.detections import Detections
 from mitosis.errors import ConfigError, PatchIndexError
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, evaluate
 from mitosis.files import make_folder
+from mitosis.looks import final_scores
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration, fit_calibration
 from mitosis.splits import TRAIN, VAL
-from mitosis.verification import final_scores, train_verifier
+from mitosis.verification import train_verifier
 from mitosis.verifier import Verifier
 
 __all__ = ["add_second_stage", "folds_of"]

@@ -127,7 +127,14 @@ class Verifier(nn.Module):
         Of each, as in `Classifier`.
     members : int
         How many there are.
+
+    Attributes
+    ----------
+    in_flight : int
+        How many batches it is best given at once, by as many threads.
     """
+
+    in_flight: int = 1
 
     def __init__(self, width: int = 24, side: int = 64, transformer: bool = False, members: int = 1) -> None:
         super().__init__()
@@ -138,11 +145,12 @@ class Verifier(nn.Module):
         """The network that the settings describe, with fresh weights."""
         return cls(config.width, config.crop, config.transformer, config.members)
 
-    def first(self) -> "Verifier":
-        """The first member, asked alone; its weights are shared."""
-        alone = Verifier(members=0)
-        alone.members.append(self.members[0])
-        return alone
+    def apart(self) -> list["Verifier"]:
+        """Each member, to be asked alone; its weights are shared."""
+        members = [Verifier(members=0) for _ in self.members]
+        for alone, member in zip(members, self.members, strict=True):
+            alone.members.append(member)
+        return members
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 3, side, side]: the mean of the logarithms of the members' probabilities.

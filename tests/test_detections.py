@@ -66,7 +66,7 @@ def test_what_is_looked_at_alone_is_all_that_there_is(blobs, floor, mpp):
     """Most of a map is far from anything; without looking there the same is found."""
     probability = draw_map(300, 400, blobs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mitosis.detections._around", lambda _hot, inside, _reach: [inside])
+        patch.setattr("mitosis.detections._around", lambda _hot, inside, _near, _reach: [inside])
         expected = whole(probability, floor, mpp)
     assert_same(whole(probability, floor, mpp), expected)
 

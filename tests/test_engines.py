@@ -21,8 +21,6 @@ from mitosis.engines import (
     choose_engine,
     describe_engine,
     fold_batch_norm,
-    onnx_model,
-    openvino_core,
     to_input,
     torch_engine,
 )
@@ -160,14 +158,6 @@ def test_openvino_gives_an_image_the_same_bits_in_any_batch():
     together = engine(images)
     for number, image in enumerate(images):
         np.testing.assert_array_equal(engine(image[np.newaxis])[0], together[number])
-
-
-def test_openvino_leaves_processes_free_to_share_the_cores():
-    if any(find_spec(package) is None for package in PACKAGES["openvino"]):
-        pytest.skip("the engine openvino is not installed here")
-    core = openvino_core()
-    compiled = core.compile_model(core.read_model(onnx_model(busy_network(depth=1))), "CPU")
-    assert not compiled.get_property("ENABLE_CPU_PINNING")
 
 
 def test_a_result_is_not_overwritten_by_the_next(name):

@@ -17,9 +17,9 @@ from mitosis.crops import CLASSES
 from mitosis.engines import OPSET, torch_engine
 from mitosis.errors import ConfigError, OutputError
 from mitosis.export import export_onnx, export_second
+from mitosis.looks import score_crops
 from mitosis.synthetic import draw_tissue
 from mitosis.unet import BLOCKS
-from mitosis.verification import score_crops
 from mitosis.verifier import Verifier
 
 if find_spec("onnx") is None or find_spec("onnxruntime") is None:

@@ -25,11 +25,12 @@ from mitosis.engines import to_input
 from mitosis.errors import ConfigError, ModelError, SlideError
 from mitosis.geometry import Box
 from mitosis.inference import Model, count_slide
+from mitosis.looks import combine_scores
 from mitosis.score_calibration import ScoreCalibration
 from mitosis.slides import BadTile, open_slide
 from mitosis.stain import StainLevels, measure_stain
 from mitosis.tissue import find_tissue
-from mitosis.verification import combine_scores, verify
+from mitosis.verification import verify
 from mitosis.verifier import Verifier
 
 CARD = ModelCard(

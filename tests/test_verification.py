@@ -11,7 +11,8 @@ from mitosis import verification as module
 from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, read_crops
 from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
-from mitosis.verification import combine_scores, final_scores, score_crops, train_verifier, verify
+from mitosis.looks import score_crops
+from mitosis.verification import train_verifier, verify
 
 
 @pytest.fixture(scope="module")
@@ -77,65 +78,6 @@ def test_eight_views_make_a_turned_slide_the_same(learned):
         assert (max(abs(a - b) for a, b in pairs) < 2e-4) is same
 
 
-def test_only_what_looks_promising_is_given_more_views(learned, monkeypatch):
-    slide, places = spots_slide(9)
-    once = by_place(verify(slide, detections(places), learned, QUICK_VERIFIER, None))
-    middle = float(np.median(list(once.values())))
-    settings = QUICK_VERIFIER.model_copy(update={"views_from": middle})
-    all_views, found = (
-        by_place(verify(slide, detections(places), learned, some, None, views=8)) for some in (QUICK_VERIFIER, settings)
-    )
-    again = {place for place, score in once.items() if score >= middle}
-    assert 0 < len(again) < len(once)
-    assert found == {place: (all_views if place in again else once)[place] for place in once}
-    shown = []
-    engine = module._engine(learned)
-    monkeypatch.setattr(module, "_engine", lambda _network: lambda crops: shown.append(len(crops)) or engine(crops))
-    verify(slide, detections(places), learned, settings, None, views=8)
-    assert sum(shown) == len(places) + 7 * len(again)
-
-
-def test_other_members_are_asked_about_what_the_first_finds_promising(tmp_path):
-    settings = verifier_settings(members=2)
-    network = train_verifier(candidate_set(tmp_path), settings)
-    slide, places = spots_slide(9)
-    alone, together = (
-        by_place(verify(slide, detections(places), some, settings, None, views=4))
-        for some in (network.first(), network)
-    )
-    upright = by_place(verify(slide, detections(places), network.first(), settings, None))
-    middle = float(np.median(list(upright.values())))
-    quick = settings.model_copy(update={"members_from": middle})
-    again = {place for place, score in upright.items() if score >= middle}
-    assert 0 < len(again) < len(places)
-    for batch_size in (3, 64):
-        found = by_place(verify(slide, detections(places), network, quick, None, views=4, batch_size=batch_size))
-        assert found == {place: (together if place in again else upright)[place] for place in upright}
-    assert alone != together
-    crops = read_crops(slide, places, settings.mpp, settings.crop, None)
-    scores = final_scores(network, crops, np.full(len(crops), 0.5), quick, views=4)
-    assert found == {tuple(place): score for place, score in zip(places.tolist(), scores.tolist(), strict=True)}
-
-
-def test_promising_candidates_wait_until_they_fill_a_batch(learned, monkeypatch):
-    slide, places = spots_slide(9)
-    once = verify(slide, detections(places), learned, QUICK_VERIFIER, None)
-    settings = QUICK_VERIFIER.model_copy(update={"views_from": float(np.sort(once.score)[-6])})
-    shown, engine = [], module._engine(learned)
-    monkeypatch.setattr(module, "_engine", lambda _network: lambda crops: shown.append(len(crops)) or engine(crops))
-    verify(slide, detections(places), learned, settings, None, views=4, batch_size=4)
-    assert sorted(shown) == 3 * [2] + 7 * [4]  # 16 places; of 6 promising ones 4 and 2, each in 3 more views
-
-
-def test_crops_at_hand_get_the_scores_that_their_candidates_get(learned):
-    slide, places = spots_slide(9)
-    for settings in (QUICK_VERIFIER, QUICK_VERIFIER.model_copy(update={"views_from": 0.3})):
-        expected = verify(slide, detections(places), learned, settings, None, views=4)
-        crops = read_crops(slide, expected.xy, settings.mpp, settings.crop, None)
-        found = final_scores(learned, crops, np.full(len(crops), 0.5), settings, views=4)
-        np.testing.assert_array_equal(found, expected.score)
-
-
 def test_no_candidates_stay_none(learned):
     assert len(verify(spots_slide(9)[0], Detections.empty(), learned, QUICK_VERIFIER, None)) == 0
     assert score_crops(learned, np.empty((0, 32, 32, 3), np.uint8)).shape == (0,)
@@ -147,31 +89,6 @@ def test_size_and_place_are_kept(learned):
     after = verify(slide, found, learned, QUICK_VERIFIER, None)
     sizes = dict(zip(map(tuple, after.xy.tolist()), after.area_um2.tolist(), strict=True))
     assert sizes == {tuple(place): float(number) for number, place in enumerate(places.tolist())}
-
-
-def test_scores_are_combined_as_asked_and_are_never_nothing():
-    probability, first = np.array([0.25, 1.0, 0.0, 0.123456]), np.array([1.0, 0.25, 0.5, 0.0001])
-    replaced = combine_scores(probability, first, verifier_settings(combine="replace"))
-    assert replaced.tolist() == [0.25, 1.0, 0.0001, 0.1235]
-    geometric = combine_scores(probability, first, verifier_settings(combine="geometric"))
-    assert geometric.tolist() == [0.5, 0.5, 0.0071, 0.0035]
-
-
-def test_log_odds_are_averaged_by_weight():
-    probability, first = np.array([0.8, 0.8, 1.0, 0.0]), np.array([0.2, 0.8, 0.0001, 1.0])
-    # odds 4 and 1/4: weights of a half cancel, 0.75 leaves 4^(0.75 - 0.25) = 2
-    assert combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.5))[:2].tolist() == [
-        0.5,
-        0.8,
-    ]
-    assert combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.25)).tolist()[0] == (
-        pytest.approx(2 / 3, abs=1e-4)
-    )
-    # The surest answers of the two against each other: neither is infinitely sure.
-    sure = combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.2)).tolist()[2:]
-    assert sure == [0.996, 0.004]
-    alone = combine_scores(probability, first, verifier_settings(combine="log_odds", first_weight=0.0))
-    assert alone.tolist() == [0.8, 0.8, 0.9999, 0.0001]
 
 
 def test_each_member_learns_with_a_seed_of_its_own(tmp_path):
@@ -226,8 +143,6 @@ def test_crops_that_are_read_ahead_get_the_same_scores(learned, monkeypatch):
     """As where a GPU waits for them."""
     slide, places = spots_slide(9)
     expected = by_place(verify(slide, detections(places), learned, QUICK_VERIFIER, None, batch_size=3))
-    engine = module._engine(learned)
-    monkeypatch.setattr(module, "_engine", lambda _: engine)
     monkeypatch.setattr(module, "_device", lambda _: torch.device("cuda"))
     assert by_place(verify(slide, detections(places), learned, QUICK_VERIFIER, None, batch_size=3)) == expected
 
