@@ -1,36 +1,32 @@
-"""Regions of slides on the workers of a dask.distributed cluster (the extra `cluster`).
+"""Parts of slides to the workers of a dask.distributed cluster (the extra `cluster`).
 
-A region is a run of tiles that follow each other on the grid. Workers open the slide themselves, at the path that it
-has here, and load the network once a process; what comes back is what `find_in_tiles` gives, and the count is made
-here, as ever. A region whose worker is lost is given to another one by dask. Batches are cut as they are without a
-cluster, so results are the same to the byte, if the engine is the same and has as many threads.
+A part is a region, a run of tiles that follow each other on the grid, or some candidates for the second stage. What
+comes back is what `find_in_tiles` and `judge_candidates` give, and the count is made here, as ever. A part whose worker
+is lost is given to another one by dask. Batches of tiles are cut as they are without a cluster, and a candidate's score
+hangs on its own pixels alone, so results are the same to the byte, if the engine is the same and has as many threads.
 """
 
 import json
 import socket
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mitosis.checkpoints import load_model
+from mitosis.cluster_work import Order, find_region, judge_part
 from mitosis.config import CountConfig
-from mitosis.detections import concatenate
-from mitosis.engines import Engine
-from mitosis.errors import ClusterError, ConfigError, MitosisError, ModelError, SlideError, SlideNotFoundError
+from mitosis.detections import Detections
+from mitosis.errors import ClusterError, ConfigError, MitosisError, SlideError
 from mitosis.geometry import Tile
-from mitosis.runtime import versions
-from mitosis.slides import Slide, open_slide
+from mitosis.slides import Slide
 from mitosis.stain import StainLevels
-from mitosis.tile_search import Found, Model, find_in_tiles
+from mitosis.tile_search import Found, Model
 
 __all__ = ["AHEAD", "TILES", "Cluster", "open_cluster"]
 
@@ -40,12 +36,15 @@ AHEAD = 2
 TILES = 4
 """Tiles of a region, at most about 1.4 mm²: a second or two of work, so that its way to a worker does not show."""
 
+CANDIDATES = 256
+"""Candidates that a worker looks at again in one go: a quarter of a second to a second of work."""
+
 RETRIES = 2
-"""How often a region that failed is tried again; shared folders stumble. Lost workers do not count."""
+"""How often a part that failed is tried again; shared folders stumble. Lost workers do not count."""
 
 PATIENCE_S = 30.0
 
-_LOADING = threading.Lock()
+_ROW_PX = 1024
 
 
 @contextmanager
@@ -121,34 +120,8 @@ def _address(given: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Order:
-    """What a worker must know to look at regions of a slide.
-
-    Attributes
-    ----------
-    n_bytes, dimensions
-        Of the slide, so that another file under its path is noticed.
-    folder, weights_sha256, runs_on
-        The model, and the engine that runs it here.
-    version : str
-        Of this package.
-    """
-
-    path: Path
-    n_bytes: int
-    dimensions: tuple[int, int]
-    mpp: float
-    stain: StainLevels | None
-    folder: Path
-    weights_sha256: str
-    runs_on: str
-    version: str
-    config: CountConfig
-
-
-@dataclass(frozen=True)
 class Cluster:
-    """Workers that look at regions of slides.
+    """Workers that look at parts of slides.
 
     Attributes
     ----------
@@ -181,28 +154,26 @@ class Cluster:
         ClusterError
             The scheduler is lost, or workers have other versions.
         """
-        if model.folder is None:
-            raise ConfigError("A cluster needs a model that is loaded from a folder, from which workers load it too.")
-        # Whatever `auto` would be there, it is the engine that was chosen here.
-        engine = model.runs_on.split()[0]
-        order = _Order(
-            path=slide.path.absolute(),
-            n_bytes=slide.path.stat().st_size,
-            dimensions=slide.dimensions,
-            mpp=slide.mpp,
-            stain=stain,
-            folder=model.folder.absolute(),
-            weights_sha256=model.card.weights_sha256,
-            runs_on=model.runs_on,
-            version=versions()["mitosis-toolkit"],
-            config=config.model_copy(update={"engine": engine}),
-        )
         size = max(1, self.tiles // config.batch_size) * config.batch_size
-        regions = [tuple(tiles[start : start + size]) for start in range(0, len(tiles), size)]
-        submit = partial(self.client.submit, _find_region, order, pure=False, retries=RETRIES)
-        with _own_errors(slide.path):
-            futures = [submit(region) for region in regions]
-        return _gather(self.client, slide.path, futures)
+        regions = [tiles[start : start + size] for start in range(0, len(tiles), size)]
+        return self._hand_out(find_region, slide.path, Order.of(slide, model, config, stain), regions)
+
+    def judge(
+        self, slide: Slide, candidates: Detections, model: Model, config: CountConfig, stain: StainLevels | None
+    ) -> Iterable[Found]:
+        """Hand candidates to the workers, before any tiles: a `Judge`. Raises as `find`."""
+        x, y = candidates.xy.T
+        near = candidates[np.lexsort((x, y // _ROW_PX))]  # so that workers read the same tiles as seldom as may be
+        parts = [near[start : start + CANDIDATES] for start in range(0, len(near), CANDIDATES)]
+        return self._hand_out(judge_part, slide.path, Order.of(slide, model, config, stain), parts, priority=1)
+
+    def _hand_out(
+        self, work: Callable[[Order, Any], Found], path: Path, order: Order, parts: Sequence[Any], priority: int = 0
+    ) -> Iterable[Found]:
+        submit = partial(self.client.submit, work, order, pure=False, retries=RETRIES, priority=priority)
+        with _own_errors(path):
+            futures = [submit(part) for part in parts]
+        return _gather(self.client, path, futures)
 
 
 def _gather(client: Any, path: Path, futures: list[Any]) -> Iterator[Found]:
@@ -228,7 +199,7 @@ def _own_errors(path: Path) -> Iterator[None]:
         raise
     except distributed.KilledWorker as error:
         raise SlideError(
-            f"{path}: {error.allowed_failures + 1} workers ended while they looked at one of its regions, for want of "
+            f"{path}: {error.allowed_failures + 1} workers ended while they looked at one part of it, for want of "
             "memory or because the file is damaged. Count it without a cluster to see which."
         ) from error
     except (*lost, ImportError) as error:
@@ -237,62 +208,3 @@ def _own_errors(path: Path) -> Iterator[None]:
             f"The cluster failed while it looked at {path} ({reason}). Start the cluster again, "
             "with this version of mitosis-toolkit on every worker, and give the same command."
         ) from error
-
-
-def _find_region(order: _Order, tiles: Sequence[Tile]) -> Found:
-    """Look at some tiles of a slide; runs on a worker."""
-    here = socket.gethostname()
-    if versions()["mitosis-toolkit"] != order.version:
-        raise ClusterError(
-            f"{here} has mitosis-toolkit {versions()['mitosis-toolkit']}, and the command {order.version}. "
-            "Install the same on both."
-        )
-    with _LOADING:
-        settings = order.config.engine, order.config.precision
-        model = _load(order.folder, order.weights_sha256, order.runs_on, *settings, _process())
-    try:
-        opened = open_slide(order.path, order.mpp)
-    except SlideNotFoundError as error:
-        raise SlideNotFoundError(f"{order.path}: not to be seen on {here}. Workers need the same paths.") from error
-    with opened as slide:
-        if (order.path.stat().st_size, slide.dimensions) != (order.n_bytes, order.dimensions):
-            raise SlideError(f"{order.path}: is another file on {here}. Workers need the same files at the same paths.")
-        pieces = list(find_in_tiles(slide, tiles, model, order.config, order.stain))
-        return Found(len(tiles), concatenate(piece.detections for piece in pieces), slide.bad_tiles)
-
-
-def _process() -> int | None:
-    """Which of the worker processes started here this is: each takes a GPU. Other clusters show each worker its own."""
-    with suppress(ValueError):  # raised where this is no worker
-        name = _distributed().get_worker().name
-        return name if isinstance(name, int) else None
-    return None
-
-
-@lru_cache(maxsize=1)
-def _load(folder: Path, weights_sha256: str, runs_on: str, engine: str, precision: Any, process: int | None) -> Model:
-    """The first stage of a model, once a process."""
-    here = socket.gethostname()
-    try:
-        network, card = load_model(folder)
-    except ModelError as error:
-        raise ModelError(f"On {here}: {error} Workers need the model at the same path.") from error
-    model = Model.of(network, card, CountConfig(engine=engine, precision=precision), process)
-    if card.weights_sha256 != weights_sha256:
-        raise ModelError(f"{folder}: is another model on {here}. Copy the model anew.")
-    if model.runs_on != runs_on:
-        raise ClusterError(
-            f"{here} runs networks with {model.runs_on}, and the command with {runs_on}. Install the same."
-        )
-    return replace(model, engine=_one_at_a_time(model.engine))
-
-
-def _one_at_a_time(engine: Engine) -> Engine:
-    """An engine for the threads of a worker that has several: not every one may be called by two at once."""
-    lock = threading.Lock()
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with lock:
-            return engine(images)
-
-    return run

@@ -16,12 +16,12 @@ from mitosis.config import CountConfig
 from mitosis.counting import CountReport
 from mitosis.errors import AnnotationError, MitosisError, SlideError
 from mitosis.files import sha256
-from mitosis.inference import StartedSlide, finish_slide, start_slide
+from mitosis.inference import StartedSlide, finish_slide, judge_candidates, start_slide
 from mitosis.regions import region_at
 from mitosis.report import write_report
 from mitosis.results_folder import ResultsFolder
 from mitosis.slides import open_slide
-from mitosis.tile_search import Finder, Model, check_tile_size, find_in_tiles
+from mitosis.tile_search import Finder, Judge, Model, check_tile_size, find_in_tiles
 
 __all__ = ["Progress", "SlideResult", "count_slides"]
 
@@ -90,6 +90,7 @@ def count_slides(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
     find: Finder = find_in_tiles,
+    judge: Judge = judge_candidates,
     ahead: int = 0,
 ) -> Iterator[SlideResult]:
     """Count slide after slide into ``out/SLIDE/``; a bad slide stops no other.
@@ -105,6 +106,8 @@ def count_slides(
         Told after each batch of tiles and after each slide.
     find : Finder
         Looks at the tiles of a slide.
+    judge : Judge
+        Looks again at what is found, where the model has a second stage.
     ahead : int
         How many further slides are started while one is waited for; more than 0 pays if `find` works elsewhere.
 
@@ -117,7 +120,7 @@ def count_slides(
         `out` cannot be written to.
     """
     check_tile_size(model, config)
-    run = _Run(model, config, ResultsFolder.take_over(out, model.provenance(config), overwrite=overwrite), find)
+    run = _Run(model, config, ResultsFolder.take_over(out, model.provenance(config), overwrite=overwrite), find, judge)
     run.progress, run.on_progress = Progress("", len(sources)), on_progress
     waiting: deque[_Job] = deque()
     try:
@@ -153,6 +156,7 @@ class _Run:
     config: CountConfig
     results: ResultsFolder
     find: Finder
+    judge: Judge
     progress: Progress = Progress("", 0)
     on_progress: Callable[[Progress], None] = lambda _progress: None
 
@@ -175,7 +179,7 @@ class _Run:
                 job.result = SlideResult(source.slide_id, before=before)
             else:
                 self.results.forget(source.slide_id)
-                job.started = start_slide(slide, self.model, self.config, region, self.find)
+                job.started = start_slide(slide, self.model, self.config, region, self.find, judge=self.judge)
 
     def finish(self, job: _Job) -> SlideResult:
         """Write what came of a slide."""

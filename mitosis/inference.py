@@ -1,11 +1,11 @@
 """A slide and a model to detections and a mitotic count, tile by tile.
 
 `count_slide` does all of it. Its two halves are for those who have many slides: `start_slide` looks for tissue and
-hands the tiles on it to a `Finder`, `finish_slide` makes a count of what that found. A finder may run the network here
-(`find_in_tiles`) or hand the tiles on to others (`mitosis.cluster`).
+hands the tiles on it to a `Finder`, `finish_slide` lets a `Judge` look again at what that found, and makes a count of
+it. Both may run networks here (`find_in_tiles`, `judge_candidates`) or hand the work on to others (`mitosis.cluster`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,11 @@ from mitosis.looks import combine_scores
 from mitosis.regions import Region
 from mitosis.slides import BadTile, Slide
 from mitosis.stain import StainLevels, measure_stain
-from mitosis.tile_search import Finder, Found, Model, check_tile_size, find_in_tiles, tiles_on
+from mitosis.tile_search import Finder, Found, Judge, Model, check_tile_size, find_in_tiles, tiles_on
 from mitosis.tissue import TissueMask, find_tissue
 from mitosis.verification import verify
 
-__all__ = ["Model", "SlideCount", "StartedSlide", "count_slide", "finish_slide", "start_slide"]
+__all__ = ["Model", "SlideCount", "StartedSlide", "count_slide", "finish_slide", "judge_candidates", "start_slide"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class StartedSlide:
     stain : StainLevels or None
         Where networks see slides brought to the usual ones.
     pieces : iterable of Found
+    judge : Judge
+        Looks again at what is found.
     """
 
     slide: Slide
@@ -55,6 +57,7 @@ class StartedSlide:
     tiles: tuple[Tile, ...]
     stain: StainLevels | None
     pieces: Iterable[Found]
+    judge: Judge
     region: Region | None = None
 
 
@@ -100,6 +103,7 @@ def start_slide(
     region: Region | None = None,
     find: Finder | None = None,
     stain: StainLevels | None = None,
+    judge: Judge | None = None,
 ) -> StartedSlide:
     """Find the tissue of a slide and hand the tiles on it to a finder; raises as `count_slide`.
 
@@ -109,6 +113,8 @@ def start_slide(
         None runs the network here, once the pieces are asked for.
     stain : StainLevels or None
         As in `count_slide`.
+    judge : Judge or None
+        None runs the second stage here, once the first is done.
     """
     check_tile_size(model, config)
     tissue = find_tissue(slide)
@@ -120,7 +126,7 @@ def start_slide(
     elif stain is None:
         stain = measure_stain(slide, tissue, model.card.mpp)
     pieces = (find or find_in_tiles)(slide, tiles, model, _first_stage(model, config), stain)
-    return StartedSlide(slide, tissue, tiles, stain, pieces, region)
+    return StartedSlide(slide, tissue, tiles, stain, pieces, judge or judge_candidates, region)
 
 
 def finish_slide(
@@ -189,13 +195,18 @@ def _candidates(
     found = merge(concatenate(parts), slide.mpp, config.merge_um)
     if card is None or model.second is None or not len(found):
         return found, bad_tiles
-    found = verify(
-        slide,
-        found,
-        model.second,
-        card.settings,
-        started.stain,
-        views=max(config.views, card.settings.views),
-        calibration=card.score_calibration,
-    )
-    return found[found.score >= config.score_floor], bad_tiles
+    judged = list(started.judge(slide, found, model, config, started.stain))
+    found = concatenate(piece.detections for piece in judged).sorted()
+    return found[found.score >= config.score_floor], bad_tiles.union(*(piece.bad_tiles for piece in judged))
+
+
+def judge_candidates(
+    slide: Slide, candidates: Detections, model: Model, config: CountConfig, stain: StainLevels | None
+) -> Iterator[Found]:
+    """Let the second stage look at candidates: the `Judge` of this process."""
+    card = model.second_card(config)
+    if card is None or model.second is None:
+        raise ValueError("the model has no second stage to judge by")
+    settings, calibration = card.settings, card.score_calibration
+    views = max(config.views, settings.views)
+    yield Found(0, verify(slide, candidates, model.second, settings, stain, views=views, calibration=calibration))

@@ -27,7 +27,7 @@ from mitosis.unet import UNet
 from mitosis.verifier import Verifier
 from mitosis.views import average_views
 
-__all__ = ["Finder", "Found", "Model", "check_tile_size", "find_in_tiles", "read_ahead", "tiles_on"]
+__all__ = ["Finder", "Found", "Judge", "Model", "check_tile_size", "find_in_tiles", "read_ahead", "tiles_on"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Model:
         return cls(engine, card, network.stride, network.margin, runs_on=runs_on, in_flight=in_flight)
 
     @classmethod
-    def load(cls, path: Path, config: CountConfig | None = None) -> "Model":
-        """Both stages of the model in a folder, to run as `config` says.
+    def load(cls, path: Path, config: CountConfig | None = None, process: int | None = None) -> "Model":
+        """Both stages of the model in a folder, to run as `config` says; `process` as in `of`.
 
         Raises
         ------
@@ -86,11 +86,11 @@ class Model:
             A file is missing or damaged, or they do not belong together.
         """
         network, card = load_model(path)
-        model, second = cls.of(network, card, config), load_verifier(path, card)
+        model, second = cls.of(network, card, config, process), load_verifier(path, card)
         if second is not None:
             name, precision = model.runs_on.split()[0], (config or CountConfig()).precision
             if name == "torch":  # the others run on the processor
-                second = second.to(choose_device())
+                second = second.to(choose_device(process))
             second = second_in_engine(second, name, precision)
         return replace(model, second=second, folder=path)
 
@@ -111,13 +111,13 @@ class Model:
 
 
 class Found(NamedTuple):
-    """What some tiles of a slide hold.
+    """What some tiles of a slide hold, or what became of some candidates.
 
     Attributes
     ----------
     n_tiles : int
     detections : Detections
-        Not yet merged, on tissue or not.
+        Of a `Finder` not yet merged, on tissue or not.
     bad_tiles : tuple of BadTile
         Damaged tiles that were met where the file was opened anew; an open slide knows its own.
     """
@@ -129,6 +129,9 @@ class Found(NamedTuple):
 
 Finder = Callable[[Slide, Sequence[Tile], Model, CountConfig, StainLevels | None], Iterable[Found]]
 """Looks at tiles of an open slide, brought to the usual stain levels if its own are given; all tiles, in any order."""
+
+Judge = Callable[[Slide, Detections, Model, CountConfig, StainLevels | None], Iterable[Found]]
+"""Gives candidates on an open slide the scores of the model's second stage too; all candidates, in any order."""
 
 
 def check_tile_size(model: Model, config: CountConfig) -> None:

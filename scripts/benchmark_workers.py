@@ -34,10 +34,10 @@ TILES = 2  # a region: many regions, so that no worker waits long for the last
 
 
 def benchmark_workers(arguments: argparse.Namespace) -> Iterator[Figure]:
-    """Time from file to count by one worker and by two, first stage alone, and whether the reports are the same."""
+    """Time from file to count by one worker and by two, and whether the reports are the same."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which are not started yet
     torch.set_num_threads(1)
-    config = load_config().count.model_copy(update={"verify": False, "workers": 0})
+    config = load_config().count.model_copy(update={"workers": 0})
     model = Model.load(find_model(arguments.model or "default"), config)
     with ExitStack() as stack:
         folder = arguments.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -64,6 +64,6 @@ def _text(counted: SlideCount) -> str:
 def _count(path: Path, model: Model, config: CountConfig, cluster: Cluster) -> tuple[float, SlideCount]:
     start = time.perf_counter()
     with open_slide(path) as slide:
-        started = start_slide(slide, model, config, find=cluster.find)
+        started = start_slide(slide, model, config, find=cluster.find, judge=cluster.judge)
         counted = finish_slide(started, path.stem, model, config)
     return time.perf_counter() - start, counted

@@ -216,6 +216,23 @@ def save_network(network, folder, threshold=0.5):
     return save_model(folder, network.state_dict(), card)
 
 
+def save_two_stages(folder):
+    """A model of both stages with random weights, at the usual stain: each of their parts has a say in the result."""
+    import torch
+
+    from mitosis.checkpoints import VerifierCard, save_model, save_verifier
+    from mitosis.verifier import Verifier
+
+    network = busy_network()
+    card = save_network(network, folder, threshold=0.3)
+    torch.manual_seed(1)
+    settings = VerifierConfig(width=2, crop=32, mpp=MPP, score_floor=0.02)
+    second = VerifierCard(settings=settings, classes=("mitotic figure", "other"), threshold=0.3, count_threshold=0.3)
+    second = save_verifier(folder, Verifier.from_config(settings).eval(), second)
+    shape = card.network.model_copy(update={"normalise_stain": True})
+    save_model(folder, network.state_dict(), card.model_copy(update={"network": shape, "verifier": second}))
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A model that finds figures and nothing else; read-only by agreement."""

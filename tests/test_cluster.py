@@ -8,36 +8,24 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
-import torch
-from conftest import (
-    MPP,
-    busy_network,
-    contents,
-    damage_tiles,
-    draw_field,
-    random_places,
-    save_network,
-    save_slide,
-    save_tiff,
-)
+from conftest import contents, damage_tiles, draw_field, random_places, save_slide, save_tiff, save_two_stages
 
 from mitosis import cluster as room
-from mitosis.checkpoints import VerifierCard, save_model, save_verifier
 from mitosis.cluster import open_cluster
 from mitosis.cohort import SlideSource, find_sources
 from mitosis.cohort_count import count_slides
-from mitosis.config import CountConfig, VerifierConfig
-from mitosis.errors import ClusterError, ConfigError, ModelError, SlideError, SlideNotFoundError
+from mitosis.config import CountConfig
+from mitosis.detections import Detections
+from mitosis.errors import ClusterError, ConfigError, SlideError
 from mitosis.files import write_json
 from mitosis.inference import Model, count_slide, finish_slide, start_slide
 from mitosis.slides import open_slide
-from mitosis.verifier import Verifier
 
 distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
 
 CONFIG = CountConfig(tile_size=128, hotspot_mm2=0.005, engine="torch", max_bad_fraction=0.5, score_floor=0.01)
-SECOND = VerifierConfig(width=2, crop=32, mpp=MPP, score_floor=0.02)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,15 +61,8 @@ def slides(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Both stages with random weights, at the usual stain: each of their parts has a say in the result."""
     folder = tmp_path_factory.mktemp("model") / "run"
-    network = busy_network()
-    card = save_network(network, folder, threshold=0.3)
-    torch.manual_seed(1)
-    second = VerifierCard(settings=SECOND, classes=("mitotic figure", "other"), threshold=0.3, count_threshold=0.3)
-    second = save_verifier(folder, Verifier.from_config(SECOND).eval(), second)
-    shape = card.network.model_copy(update={"normalise_stain": True})
-    save_model(folder, network.state_dict(), card.model_copy(update={"network": shape, "verifier": second}))
+    save_two_stages(folder)
     return Model.load(folder, CONFIG)
 
 
@@ -95,18 +76,32 @@ def whole(slides, model, tmp_path_factory):
     return out
 
 
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    """Candidates of one slide go to several workers."""
+    monkeypatch.setattr(room, "CANDIDATES", 7)
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_results_are_those_without_a_cluster_to_the_byte(cluster, slides, model, whole, tmp_path, ahead):
-    sources = find_sources([slides])
-    list(count_slides(sources, model, tmp_path / "out", CONFIG, find=cluster.find, ahead=ahead))
+    sources, judged = find_sources([slides]), []
+
+    def judge(*arguments):
+        judged.append(list(cluster.judge(*arguments)))
+        return judged[-1]
+
+    list(count_slides(sources, model, tmp_path / "out", CONFIG, find=cluster.find, judge=judge, ahead=ahead))
     assert contents(tmp_path / "out") == contents(whole)
+    assert len(judged) == 3
+    assert all(len(parts) > 2 for parts in judged)
 
 
-def test_a_killed_worker_changes_nothing(cluster, slides, model, whole, tmp_path):
+@pytest.mark.parametrize("stage", ["find", "judge"])
+def test_a_killed_worker_changes_nothing(cluster, slides, model, whole, tmp_path, stage):
     killed = []
 
-    def find(*arguments):
-        for piece in cluster.find(*arguments):
+    def kill_one(pieces):
+        for piece in pieces:
             if not killed:
                 busy = {address: keys for address, keys in cluster.client.processing().items() if keys}
                 address, pid = next(item for item in cluster.client.run(os.getpid).items() if item[0] in busy)
@@ -114,8 +109,11 @@ def test_a_killed_worker_changes_nothing(cluster, slides, model, whole, tmp_path
                 killed.append((address, pid))
             yield piece
 
-    list(count_slides(find_sources([slides]), model, tmp_path / "out", CONFIG, find=find))
-    assert len(killed) == 1  # with regions of the slide still to do
+    stages = {"find": cluster.find, "judge": cluster.judge}
+    one = stages[stage]
+    stages[stage] = lambda *arguments: kill_one(one(*arguments))
+    list(count_slides(find_sources([slides]), model, tmp_path / "out", CONFIG, **stages))
+    assert len(killed) == 1  # with parts of the slide still to do
     assert killed[0] not in cluster.client.run(os.getpid).items()
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -126,7 +124,8 @@ def test_a_scheduler_is_joined_by_its_address_or_by_its_file(cluster, slides, mo
     for given in (address, str(tmp_path / "scheduler.json")):
         with open_cluster(given) as joined, open_slide(slides / "c.png") as slide:
             assert joined.n_workers == cluster.n_workers
-            found = finish_slide(start_slide(slide, model, CONFIG, find=joined.find), "c", model, CONFIG)
+            started = start_slide(slide, model, CONFIG, find=joined.find, judge=joined.judge)
+            found = finish_slide(started, "c", model, CONFIG)
         with open_slide(slides / "c.png") as slide:
             assert found.report == count_slide(slide, "c", model, CONFIG).report
 
@@ -159,24 +158,15 @@ class Client:
     """Keeps what is handed in, and does it here when it is asked for."""
 
     def __init__(self):
-        self.orders, self.cancelled = [], 0
+        self.orders, self.cancelled, self.priorities = [], 0, []
 
-    def submit(self, function, order, tiles, **_):
-        self.orders.append((function, order, tiles))
+    def submit(self, function, order, part, *, priority, **_):
+        self.orders.append((function, order, part))
+        self.priorities.append(priority)
         return SimpleNamespace(done=lambda: False)
 
     def cancel(self, futures):
         self.cancelled += len(futures)
-
-
-@pytest.fixture
-def order(slides, model):
-    """What a worker gets for a slide."""
-    client = Client()
-    with open_slide(slides / "c.png") as slide:
-        start_slide(slide, model, CONFIG, find=room.Cluster(client, 4).find)
-    yield client.orders[0][1], client.orders[0][2]
-    room._load.cache_clear()
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(4, 12), (5, 10), (1, 13), (30, 30)])
@@ -191,49 +181,18 @@ def test_regions_are_whole_batches_in_the_order_of_the_grid(slides, model, batch
     assert {len(region) for region in regions[:-1]} == {expected}
 
 
-@pytest.mark.parametrize(("name", "expected"), [(0, 0), (3, 3), ("SLURMCluster-3", None), ("tcp://host:1", None)])
-def test_workers_started_here_are_numbered_so_that_each_takes_a_gpu(order, monkeypatch, name, expected):
-    asked = []
-    monkeypatch.setattr(distributed, "get_worker", lambda: SimpleNamespace(name=name))
-    monkeypatch.setattr("mitosis.tile_search.choose_device", lambda number: asked.append(number) or torch.device("cpu"))
-    room._find_region(*order)
-    assert asked == [expected]
-
-
-def test_a_worker_loads_the_model_once(order, monkeypatch):
-    loaded, load = [], room.load_model
-    monkeypatch.setattr(room, "load_model", lambda folder: loaded.append(folder) or load(folder))
-    for _ in range(2):
-        found = room._find_region(*order)
-    assert len(loaded) == 1
-    assert found.n_tiles == len(order[1])
-    assert len(found.detections) > 0
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "complaint"),
-    [
-        ({"version": "0.0"}, ClusterError, r"has mitosis-toolkit \S+, and the command 0\.0"),
-        (
-            {"runs_on": "torch 0.1 float32"},
-            ClusterError,
-            r"runs networks with torch .* and the command with torch 0\.1",
-        ),
-        ({"weights_sha256": "abc"}, ModelError, "is another model on"),
-        ({"n_bytes": 3}, SlideError, r"c\.png: is another file on"),
-        ({"dimensions": (3, 4)}, SlideError, r"c\.png: is another file on"),
-    ],
-)
-def test_a_worker_that_is_not_as_it_should_be_says_so(order, change, error, complaint):
-    with pytest.raises(error, match=complaint):
-        room._find_region(replace(order[0], **change), order[1])
-
-
-def test_a_worker_that_sees_other_folders_says_so(order, tmp_path):
-    with pytest.raises(ModelError, match=r"no model card there.* Workers need the model at the same path"):
-        room._find_region(replace(order[0], folder=tmp_path), order[1])
-    with pytest.raises(SlideNotFoundError, match=r"none\.svs: not to be seen on .* Workers need the same paths"):
-        room._find_region(replace(order[0], path=tmp_path / "none.svs"), order[1])
+def test_candidates_go_out_in_parts_that_lie_together_and_before_tiles(slides, model):
+    client = Client()
+    xy = np.random.default_rng(0).uniform(0, (60_000, 5_000), (100, 2))
+    candidates = Detections(xy, np.linspace(0.1, 0.9, 100), np.ones(100))
+    with open_slide(slides / "a.tif") as slide:
+        room.Cluster(client).find(slide, [None], model, CONFIG, None)
+        room.Cluster(client).judge(slide, candidates, model, CONFIG, None)
+    parts = [part for _, _, part in client.orders[1:]]
+    assert [len(part) for part in parts] == [7] * 14 + [2]
+    assert sorted(map(tuple, np.concatenate([part.xy for part in parts]).tolist())) == sorted(map(tuple, xy.tolist()))
+    assert np.mean([np.ptp(part.xy[:, 1]) for part in parts]) < 1500
+    assert client.priorities == [0] + [1] * 15
 
 
 @pytest.mark.parametrize(
@@ -246,7 +205,8 @@ def test_a_worker_that_sees_other_folders_says_so(order, tmp_path):
         (SlideError("worn out"), SlideError, "^worn out$"),
     ],
 )
-def test_what_goes_wrong_on_a_cluster_is_an_error_of_ours(slides, model, monkeypatch, raised, error, complaint):
+@pytest.mark.parametrize("stage", ["find", "judge"])
+def test_what_goes_wrong_on_a_cluster_is_an_error_of_ours(slides, model, monkeypatch, stage, raised, error, complaint):
     def as_completed(futures, **_):
         if isinstance(raised, CancelledError):
             yield futures[0], raised  # so it is with dask
@@ -256,7 +216,7 @@ def test_what_goes_wrong_on_a_cluster_is_an_error_of_ours(slides, model, monkeyp
     monkeypatch.setattr(distributed, "as_completed", as_completed)
     monkeypatch.setattr(client, "loop", None, raising=False)
     with open_slide(slides / "c.png") as slide:
-        started = start_slide(slide, model, CONFIG, find=room.Cluster(client).find)
+        started = start_slide(slide, model, CONFIG, **{stage: getattr(room.Cluster(client), stage)})
         with pytest.raises(error, match=complaint):
             finish_slide(started, "c", model, CONFIG)
     assert client.cancelled == len(client.orders) > 0

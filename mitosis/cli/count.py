@@ -132,7 +132,7 @@ def _workers(scheduler: str | None, processes: int | None) -> Iterator[dict[str,
     with open_cluster(scheduler, processes or 1) as cluster:
         if not cluster.n_workers:
             typer.echo(f"No worker at {scheduler} yet; waiting for the first.", err=True)
-        yield {"find": cluster.find, "ahead": AHEAD}
+        yield {"find": cluster.find, "judge": cluster.judge, "ahead": AHEAD}
 
 
 @contextmanager
