@@ -164,7 +164,10 @@ class Cluster:
         """Hand candidates to the workers, before any tiles: a `Judge`. Raises as `find`."""
         x, y = candidates.xy.T
         near = candidates[np.lexsort((x, y // _ROW_PX))]  # so that workers read the same tiles as seldom as may be
-        parts = [near[start : start + CANDIDATES] for start in range(0, len(near), CANDIDATES)]
+        n_parts = -(-len(near) // CANDIDATES)
+        share = min(n_parts, max(1, self.n_workers))
+        n_parts = -(-n_parts // share) * share  # as many for each worker, of one size
+        parts = [near[some] for some in np.array_split(np.arange(len(near)), n_parts)]
         return self._hand_out(judge_part, slide.path, Order.of(slide, model, config, stain), parts, priority=1)
 
     def _hand_out(

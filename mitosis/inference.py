@@ -208,5 +208,5 @@ def judge_candidates(
     if card is None or model.second is None:
         raise ValueError("the model has no second stage to judge by")
     settings, calibration = card.settings, card.score_calibration
-    views = max(config.views, settings.views)
-    yield Found(0, verify(slide, candidates, model.second, settings, stain, views=views, calibration=calibration))
+    options = {"views": max(config.views, settings.views), "workers": config.workers}
+    yield Found(0, verify(slide, candidates, model.second, settings, stain, calibration=calibration, **options))

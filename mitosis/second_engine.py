@@ -102,9 +102,8 @@ def second_in_engine(network: Verifier, engine: str, precision: Precision = "flo
     transforms = any(not isinstance(member.transformer, nn.Identity) for member in network.members)
     if engine not in SECOND_ENGINES or transforms:
         return network
-    return EngineVerifier(
-        network, lambda verifier: SECOND_ENGINES[engine](verifier, precision), _IN_FLIGHT.get(engine, 1)
-    )
+    build, in_flight = SECOND_ENGINES[engine], min(_IN_FLIGHT.get(engine, 1), torch.get_num_threads())
+    return EngineVerifier(network, lambda member: build(member, precision), in_flight)
 
 
 def second_onnx(network: Verifier, *, pixels: bool = False) -> bytes:

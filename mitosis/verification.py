@@ -42,6 +42,7 @@ def verify(
     views: int = 1,
     calibration: ScoreCalibration = UNCALIBRATED,
     batch_size: int | None = None,
+    workers: int = 1,
 ) -> Detections:
     """The candidates of a slide with the scores that the second stage gives them, sorted.
 
@@ -61,6 +62,8 @@ def verify(
         What makes probabilities of the scores; by default nothing.
     batch_size : int or None
         Crops that are read, and looked at, together; None: 64, shared out to the threads that ask at once.
+    workers : int
+        Threads that read crops ahead of the network; on a processor more than one gains nothing.
 
     Raises
     ------
@@ -74,7 +77,7 @@ def verify(
         some = ordered[start : start + batch_size]
         return read_crops(slide, some.xy, settings.mpp, settings.crop, stain), some.score
 
-    n = _READERS if _device(network).type == "cuda" else 1
+    n = max(workers, _READERS) if _device(network).type == "cuda" else min(workers, 1)
     batches = in_threads(read, range(0, len(ordered), batch_size), n, ahead=n)
     scores = score_batches(network, batches, settings, views, batch_size)
     return Detections(ordered.xy, calibration(scores), ordered.area_um2).sorted()

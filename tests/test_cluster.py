@@ -160,6 +160,9 @@ class Client:
     def __init__(self):
         self.orders, self.cancelled, self.priorities = [], 0, []
 
+    def scheduler_info(self, n_workers):
+        return {"workers": ["a", "b", "c"]}
+
     def submit(self, function, order, part, *, priority, **_):
         self.orders.append((function, order, part))
         self.priorities.append(priority)
@@ -189,7 +192,7 @@ def test_candidates_go_out_in_parts_that_lie_together_and_before_tiles(slides, m
         room.Cluster(client).find(slide, [None], model, CONFIG, None)
         room.Cluster(client).judge(slide, candidates, model, CONFIG, None)
     parts = [part for _, _, part in client.orders[1:]]
-    assert [len(part) for part in parts] == [7] * 14 + [2]
+    assert [len(part) for part in parts] == 10 * [7] + 5 * [6]  # five for each of three workers
     assert sorted(map(tuple, np.concatenate([part.xy for part in parts]).tolist())) == sorted(map(tuple, xy.tolist()))
     assert np.mean([np.ptp(part.xy[:, 1]) for part in parts]) < 1500
     assert client.priorities == [0] + [1] * 15

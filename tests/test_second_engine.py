@@ -72,3 +72,13 @@ def test_pytorch_and_spatial_transformers_stay_as_they_are(network):
     assert second_in_engine(network, "torch") is network
     turning = Verifier(width=2, side=16, transformer=True)
     assert second_in_engine(turning, "openvino") is turning
+
+
+@pytest.mark.parametrize(
+    ("engine", "threads", "expected"), [("openvino", 1, 1), ("openvino", 3, 3), ("onnxruntime", 3, 1)]
+)
+def test_no_more_is_asked_at_once_than_there_are_threads(network, monkeypatch, engine, threads, expected):
+    """A worker of one thread would else take the cores of others."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    second = second_in_engine(network, engine)
+    assert [one.in_flight for one in (second, *second.apart())] == [expected] * 3
