@@ -84,12 +84,18 @@ class TaughtUNet(UNet):
     Lee, Xie, Gallagher, Zhang, Tu: Deeply-Supervised Nets, AISTATS 2015, arXiv 1409.5185.
     """
 
-    def __init__(self, network: NetworkConfig, train: TrainConfig) -> None:
-        super().__init__(network.width, network.depth, network.classes, network.block, network.expansion, network.stem)
-        levels = range(self.depth, 0, -1) if train.deep_supervision else ()
-        self.level_heads = nn.ModuleList(nn.Conv2d(self.width << level, self.classes, 1) for level in levels)
+    level_heads: nn.ModuleList
+    map_head: nn.Conv2d | None
+
+    @classmethod
+    def from_settings(cls, network: NetworkConfig, train: TrainConfig) -> "TaughtUNet":
+        """The network that the settings describe, with fresh weights, and the heads that training asks for."""
+        one = cls.from_config(network)
+        levels = range(one.depth, 0, -1) if train.deep_supervision else ()
+        one.level_heads = nn.ModuleList(nn.Conv2d(one.width << level, one.classes, 1) for level in levels)
         has_map = train.auxiliary_target != "none"
-        self.map_head = nn.Conv2d(self.width, 2 * self.stem**2, 1) if has_map else None
+        one.map_head = nn.Conv2d(one.width, 2 * one.stem**2, 1) if has_map else None
+        return one
 
     def forward(self, images: Tensor) -> Any:
         """Logits [B, classes, H, W]; in training a list: these, those of each level, those of the map (2 classes).

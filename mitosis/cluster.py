@@ -2,8 +2,9 @@
 
 A part is a region, a run of tiles that follow each other on the grid, or some candidates for the second stage. What
 comes back is what `find_in_tiles` and `judge_candidates` give, and the count is made here, as ever. A part whose worker
-is lost is given to another one by dask. Batches of tiles are cut as they are without a cluster, and a candidate's score
-hangs on its own pixels alone, so results are the same to the byte, if the engine is the same and has as many threads.
+is lost is given to another one by dask. Batches of tiles are cut as they are without a cluster, and the score of a
+candidate, which is rounded to 1e-4, hangs on its own pixels alone; so results are the same to the byte, if the engine
+is the same and has as many threads.
 """
 
 import json
@@ -45,6 +46,7 @@ RETRIES = 2
 PATIENCE_S = 30.0
 
 _ROW_PX = 1024
+"""Candidates are handed out by rows of this height, so that workers seldom read the same tiles."""
 
 
 @contextmanager
@@ -136,7 +138,7 @@ class Cluster:
     @property
     def n_workers(self) -> int:
         """How many workers there are now."""
-        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        return len(self.client.scheduler_info(n_workers=-1).get("workers", ()))  # without, the scheduler is lost
 
     def find(
         self, slide: Slide, tiles: Sequence[Tile], model: Model, config: CountConfig, stain: StainLevels | None
@@ -163,10 +165,10 @@ class Cluster:
     ) -> Iterable[Found]:
         """Hand candidates to the workers, before any tiles: a `Judge`. Raises as `find`."""
         x, y = candidates.xy.T
-        near = candidates[np.lexsort((x, y // _ROW_PX))]  # so that workers read the same tiles as seldom as may be
-        n_parts = -(-len(near) // CANDIDATES)
-        share = min(n_parts, max(1, self.n_workers))
-        n_parts = -(-n_parts // share) * share  # as many for each worker, of one size
+        near = candidates[np.lexsort((x, y // _ROW_PX))]
+        with _own_errors(slide.path):
+            n_busy = max(1, min(self.n_workers, len(near) // CANDIDATES))
+        n_parts = max(1, -(-len(near) // (CANDIDATES * n_busy))) * n_busy  # as many for each worker, of one size
         parts = [near[some] for some in np.array_split(np.arange(len(near)), n_parts)]
         return self._hand_out(judge_part, slide.path, Order.of(slide, model, config, stain), parts, priority=1)
 

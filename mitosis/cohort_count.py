@@ -109,7 +109,8 @@ def count_slides(
     judge : Judge
         Looks again at what is found, where the model has a second stage.
     ahead : int
-        How many further slides are started while one is waited for; more than 0 pays if `find` works elsewhere.
+        How many further slides are started while one is waited for; more than 0 pays if `find` and `judge` work
+        elsewhere.
 
     Raises
     ------

@@ -60,7 +60,7 @@ class CountConfig(Section):
     """Longest side of a tile's window, px at the model's µm/px. The detections do not depend on it."""
     batch_size: Count = 1
     workers: Annotated[int, Field(ge=0)] = 1
-    """Threads that read tiles ahead of the network."""
+    """Threads that read tiles, and crops for the second stage, ahead of the network."""
     engine: str = "auto"
     """What runs the networks: a key of `mitosis.engines.ENGINES`, or `auto`, the fastest that is installed here."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -38,7 +38,7 @@ class Learner:
     ) -> None:
         self.config, self.ranks, self.device = config.train, ranks or Ranks(), choose_device()
         torch.manual_seed(self.config.seed)
-        self.network: nn.Module = TaughtUNet(config.network, config.train).to(  # type: ignore[call-overload]  # torch types no memory_format
+        self.network: nn.Module = TaughtUNet.from_settings(config.network, config.train).to(  # type: ignore[call-overload]  # torch types no memory_format
             device=self.device, memory_format=torch.channels_last
         )
         if start:

@@ -16,7 +16,7 @@ _CORES: list[Any] = []
 
 
 def openvino_core() -> Any:
-    """The one core of this process, which no network outlives; raises as `openvino_engine`."""
+    """The one core of this process, which no network outlives; a ConfigError if the package `openvino` is missing."""
     openvino = import_extra("openvino", "onnx openvino")
     if not _CORES:
         core = openvino.Core()
@@ -39,7 +39,7 @@ class OpenVINORunner:
     Raises
     ------
     ConfigError
-        `onnx` or `openvino` is not installed.
+        The package `openvino` is not installed.
     """
 
     def __init__(self, content: bytes, precision: str, n_streams: int | None = None) -> None:
@@ -57,7 +57,7 @@ class OpenVINORunner:
                     "NUM_STREAMS": min(threads, self._n_streams or n_arrays),
                     # Its own choice is bf16.
                     "INFERENCE_PRECISION_HINT": "f32" if self._precision == "float32" else "bf16",
-                    "CPU_RUNTIME_CACHE_CAPACITY": 200,  # of 5000 it would keep 1.3 MB for each size of images
+                    "CPU_RUNTIME_CACHE_CAPACITY": 40,  # of 5000 it would keep 1.3 MB for each size of images
                 }
                 self._ready = openvino_core().compile_model(self._model, "CPU", settings), []
             return self._ready
@@ -65,7 +65,7 @@ class OpenVINORunner:
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """What the model says of each array."""
         compiled, free = self._compiled(len(arrays))
-        running = [free.pop() if free else compiled.create_infer_request() for _ in arrays]
+        running = [_take(free) or compiled.create_infer_request() for _ in arrays]
         try:
             for request, array in zip(running, arrays, strict=True):
                 request.start_async({0: array})
@@ -77,3 +77,10 @@ class OpenVINORunner:
         results = [np.array(request.get_output_tensor(0).data) for request in running]
         free.extend(running)
         return results
+
+
+def _take(free: list[Any]) -> Any:
+    try:
+        return free.pop()
+    except IndexError:
+        return None

@@ -19,7 +19,7 @@ from mitosis.verifier import Verifier
 __all__ = ["SECOND_ENGINES", "EngineVerifier", "second_in_engine", "second_onnx"]
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""float32 [B, side, side, 3] → float32 [B, classes], probabilities."""
+"""float32 [B, side, side, 3] → float32 [B, classes], logarithms of probabilities."""
 
 
 class EngineVerifier(Verifier):
@@ -52,17 +52,16 @@ class EngineVerifier(Verifier):
         return [*self._apart] or [self]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 3] of images [B, 3, side, side], of which softmax makes the probabilities again."""
+        """Logits [B, 3] of images [B, 3, side, side], the mean over the members as in `Verifier`."""
         if self._apart:
             return torch.stack([member(images) for member in self._apart]).mean(dim=0)
         with self._building:
             self._run = self._run or self._build(self._network[0])
-        probability = self._run(images.permute(0, 2, 3, 1).contiguous().numpy())
-        return torch.from_numpy(probability).log()
+        return torch.from_numpy(self._run(images.permute(0, 2, 3, 1).contiguous().numpy()))
 
 
-class _Probabilities(nn.Module):
-    """Probabilities of all members together, of darkness as it lies in memory or of `pixels` as they are read."""
+class _Outputs(nn.Module):
+    """What members say together: logits, of darkness as it lies in memory; of `pixels`, the probability of a figure."""
 
     def __init__(self, network: Verifier, pixels: bool) -> None:
         super().__init__()
@@ -70,13 +69,17 @@ class _Probabilities(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         darkness = to_input(images) if self.pixels else images.permute(0, 3, 1, 2)
-        each = [member(darkness).log_softmax(dim=1) for member in self.members]
-        mean = torch.stack(each).mean(dim=0).softmax(dim=1)
-        return mean[:, CLASSES.index(FIGURE)] if self.pixels else mean
+        mean = torch.stack([member(darkness).log_softmax(dim=1) for member in self.members]).mean(dim=0)
+        return mean.softmax(dim=1)[:, CLASSES.index(FIGURE)] if self.pixels else mean
+
+
+_IN_FLIGHT = 4
+"""Batches of crops that OpenVINO is given at once, each on a thread of its own as far as there are such, so that none
+waits for another: of two stages that takes a tenth less time. In the first, where a batch is large, it takes memory."""
 
 
 def _openvino(network: Verifier, precision: Precision) -> Run:
-    run = OpenVINORunner(second_onnx(network), precision, _IN_FLIGHT["openvino"])
+    run = OpenVINORunner(second_onnx(network), precision, _IN_FLIGHT)
     return lambda images: run([images])[0]
 
 
@@ -89,11 +92,6 @@ SECOND_ENGINES: dict[str, Callable[[Verifier, Precision], Run]] = {"openvino": _
 2026): openvino 1.2 (bfloat16 0.6), torch 2.0 to 2.3. Scores differ by up to 1e-7 in float32."""
 
 
-_IN_FLIGHT = {"openvino": 4}
-"""Batches of crops at once, each on a thread of its own as far as there are such, so that none waits for another: of
-two stages that takes a tenth less time. The first stage has batches so large that it would take more memory alone."""
-
-
 def second_in_engine(network: Verifier, engine: str, precision: Precision = "float32") -> Verifier:
     """The second stage run by `engine`, one of `mitosis.engines.ENGINES`, if that is another one than PyTorch.
 
@@ -102,28 +100,29 @@ def second_in_engine(network: Verifier, engine: str, precision: Precision = "flo
     transforms = any(not isinstance(member.transformer, nn.Identity) for member in network.members)
     if engine not in SECOND_ENGINES or transforms:
         return network
-    build, in_flight = SECOND_ENGINES[engine], min(_IN_FLIGHT.get(engine, 1), torch.get_num_threads())
+    build, in_flight = SECOND_ENGINES[engine], min(_IN_FLIGHT if engine == "openvino" else 1, torch.get_num_threads())
     return EngineVerifier(network, lambda member: build(member, precision), in_flight)
 
 
 def second_onnx(network: Verifier, *, pixels: bool = False) -> bytes:
-    """The second stage as an ONNX model: input ``images``, output ``probability``, any number at once.
+    """The second stage as an ONNX model of one input, ``images``, and one output, any number at once.
 
-    It takes float32 [batch, side, side, 3], darkness, and gives float32 [batch, classes]; with `pixels` uint8 as read,
-    and float32 [batch], the probability of a mitotic figure.
+    It takes float32 [batch, side, side, 3], darkness, and gives ``logits``, float32 [batch, classes]; with `pixels`
+    uint8 as read, and ``probability``, float32 [batch], that of a mitotic figure.
     """
+    output = "probability" if pixels else "logits"
     stream = io.BytesIO()
     example: Any = torch.zeros(2, 64, 64, 3, dtype=torch.uint8 if pixels else torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # as in `mitosis.engines.onnx_model`
         torch.onnx.export(
-            _Probabilities(network, pixels).eval(),
+            _Outputs(network, pixels).eval(),
             (example,),
             stream,  # type: ignore[arg-type]  # this exporter takes streams too
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["probability"],
-            dynamic_axes={"images": {0: "batch", 1: "height", 2: "width"}, "probability": {0: "batch"}},
+            output_names=[output],
+            dynamic_axes={"images": {0: "batch", 1: "height", 2: "width"}, output: {0: "batch"}},
         )
     return stream.getvalue()

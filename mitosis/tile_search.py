@@ -131,7 +131,7 @@ Finder = Callable[[Slide, Sequence[Tile], Model, CountConfig, StainLevels | None
 """Looks at tiles of an open slide, brought to the usual stain levels if its own are given; all tiles, in any order."""
 
 Judge = Callable[[Slide, Detections, Model, CountConfig, StainLevels | None], Iterable[Found]]
-"""Gives candidates on an open slide the scores of the model's second stage too; all candidates, in any order."""
+"""Gives candidates on an open slide, of which there may be none, the final scores of both stages; all, in any order."""
 
 
 def check_tile_size(model: Model, config: CountConfig) -> None:

@@ -1,6 +1,7 @@
 """The network: a small U-Net whose tiles fit together without a seam."""
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +131,7 @@ class UNet(nn.Module):
         return nn.Sequential(*self._block(n_in, n_out), *self._block(n_out, n_out))
 
     @classmethod
-    def from_config(cls, config: NetworkConfig) -> "UNet":
+    def from_config(cls, config: NetworkConfig) -> Self:
         """The network that the settings describe, with fresh weights."""
         return cls(config.width, config.depth, config.classes, config.block, config.expansion, config.stem)
 

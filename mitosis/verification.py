@@ -28,7 +28,7 @@ from mitosis.verifier import Classifier, Verifier
 
 __all__ = ["train_verifier", "verify"]
 
-_READERS = 4  # threads that read crops where a GPU is so fast that it waits for them; elsewhere one
+_READERS = 4  # threads that read crops where a GPU is so fast that it waits for them
 _WARMUP = 0.05
 
 
@@ -63,7 +63,7 @@ def verify(
     batch_size : int or None
         Crops that are read, and looked at, together; None: 64, shared out to the threads that ask at once.
     workers : int
-        Threads that read crops ahead of the network; on a processor more than one gains nothing.
+        Threads that read crops ahead of the network. A processor has no use for more than one, a GPU gets four or more.
 
     Raises
     ------

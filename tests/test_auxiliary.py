@@ -86,7 +86,7 @@ def test_heads_answer_in_training_only_and_at_full_size(stem):
     network = taught(deep_supervision=1, auxiliary_target="distance").network.model_copy(
         update={"stem": stem, "depth": 2, "classes": 3}
     )
-    one = TaughtUNet(network, taught(deep_supervision=1, auxiliary_target="distance").train)
+    one = TaughtUNet.from_settings(network, taught(deep_supervision=1, auxiliary_target="distance").train)
     images = torch.rand(2, 3, 16, 32)
     answers = one(images)
     assert [answer.shape[1] for answer in answers] == [3, 3, 3, 2]  # itself, two levels, the map
@@ -105,7 +105,7 @@ def test_without_further_questions_it_is_the_u_net_of_before():
     torch.manual_seed(3)
     plain = UNet.from_config(TINY.network)
     torch.manual_seed(3)
-    one = TaughtUNet(TINY.network, TINY.train)
+    one = TaughtUNet.from_settings(TINY.network, TINY.train)
     assert list(one.state_dict()) == list(plain.state_dict())
     images, mask = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32)
     mask[:, 8:16, 8:16] = 1
@@ -169,5 +169,17 @@ def test_a_model_is_kept_without_heads_and_resumes_to_the_same_bits(patches_fold
     assert type(network) is UNet
     assert card.training["settings"]["train"]["auxiliary_target"] == "centre"
     assert any(name.startswith("map_head") for name in load_state(tmp_path / "whole")["network"])
-    further = train(index, tmp_path / "tuned", TAUGHT, start=tmp_path / "whole")
-    assert further.training["start_sha256"] == card.weights_sha256
+    begun = Learner(TAUGHT, [900, 100], tmp_path, start=network)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in begun.network.kept().items())
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+@every_target
+def test_crops_of_one_value_cost_a_finite_amount(target, value):
+    config = taught(deep_supervision=0.5, auxiliary_target=target)
+    network = TaughtUNet.from_settings(config.network, config.train)
+    mask = torch.full((2, 32, 32), float(value))
+    loss = taught_loss(network(torch.rand(2, 3, 32, 32)), mask, target_maps(mask, target), WEIGHTS, config.train)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(weight.grad).all() for weight in network.parameters())

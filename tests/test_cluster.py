@@ -157,11 +157,11 @@ def test_a_model_without_a_folder_cannot_be_sent(slides, model):
 class Client:
     """Keeps what is handed in, and does it here when it is asked for."""
 
-    def __init__(self):
-        self.orders, self.cancelled, self.priorities = [], 0, []
+    def __init__(self, n_workers=3):
+        self.n_workers, self.orders, self.cancelled, self.priorities = n_workers, [], 0, []
 
-    def scheduler_info(self, n_workers):
-        return {"workers": ["a", "b", "c"]}
+    def scheduler_info(self, **_):
+        return {"workers": ["a", "b", "c"][: self.n_workers]}
 
     def submit(self, function, order, part, *, priority, **_):
         self.orders.append((function, order, part))
@@ -184,6 +184,18 @@ def test_regions_are_whole_batches_in_the_order_of_the_grid(slides, model, batch
     assert {len(region) for region in regions[:-1]} == {expected}
 
 
+@pytest.mark.parametrize(
+    ("n_workers", "n", "expected"),
+    [(3, 100, 10 * [7] + 5 * [6]), (3, 1, [1]), (0, 9, [5, 4]), (2, 0, [0]), (9, 20, [5] * 4)],
+)
+def test_candidates_go_out_in_as_many_parts_for_each_worker(slides, model, n_workers, n, expected):
+    client = Client(n_workers)
+    candidates = Detections(np.arange(2.0 * n).reshape(-1, 2), np.full(n, 0.5), np.ones(n))
+    with open_slide(slides / "a.tif") as slide:
+        room.Cluster(client).judge(slide, candidates, model, CONFIG, None)
+    assert [len(part) for _, _, part in client.orders] == expected
+
+
 def test_candidates_go_out_in_parts_that_lie_together_and_before_tiles(slides, model):
     client = Client()
     xy = np.random.default_rng(0).uniform(0, (60_000, 5_000), (100, 2))
@@ -192,7 +204,7 @@ def test_candidates_go_out_in_parts_that_lie_together_and_before_tiles(slides, m
         room.Cluster(client).find(slide, [None], model, CONFIG, None)
         room.Cluster(client).judge(slide, candidates, model, CONFIG, None)
     parts = [part for _, _, part in client.orders[1:]]
-    assert [len(part) for part in parts] == 10 * [7] + 5 * [6]  # five for each of three workers
+    assert len(parts) == 15
     assert sorted(map(tuple, np.concatenate([part.xy for part in parts]).tolist())) == sorted(map(tuple, xy.tolist()))
     assert np.mean([np.ptp(part.xy[:, 1]) for part in parts]) < 1500
     assert client.priorities == [0] + [1] * 15
@@ -225,13 +237,13 @@ def test_what_goes_wrong_on_a_cluster_is_an_error_of_ours(slides, model, monkeyp
     assert client.cancelled == len(client.orders) > 0
 
 
-def test_a_scheduler_that_is_lost_between_two_slides_ends_the_run(slides, model, tmp_path):
+@pytest.mark.parametrize("stage", ["find", "judge"])
+def test_a_scheduler_that_is_lost_ends_the_run(slides, model, tmp_path, stage):
     def submit(*_, **__):
         raise distributed.client.ClosedClientError("Client is closed.")
 
-    results = count_slides(
-        find_sources([slides]), model, tmp_path, CONFIG, find=room.Cluster(SimpleNamespace(submit=submit)).find
-    )
+    lost = room.Cluster(SimpleNamespace(submit=submit, scheduler_info=lambda **_: {"type": "Scheduler"}))
+    results = count_slides(find_sources([slides]), model, tmp_path, CONFIG, **{stage: getattr(lost, stage)})
     with pytest.raises(ClusterError, match=r"a\.tif \(ClosedClientError: Client is closed\.\)"):
         next(results)
 

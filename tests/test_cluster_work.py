@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import draw_field, random_places, save_slide, save_two_stages
+from conftest import damage_tiles, draw_field, random_places, save_slide, save_tiff, save_two_stages
 
 from mitosis import cluster_work as room
 from mitosis.config import CountConfig
-from mitosis.detections import merge
+from mitosis.detections import Detections, merge
 from mitosis.errors import ClusterError, ModelError, SlideError, SlideNotFoundError
 from mitosis.inference import Model, judge_candidates, start_slide
 from mitosis.slides import open_slide
@@ -46,6 +46,26 @@ def test_a_part_of_the_candidates_gets_the_scores_that_it_gets_here(order, model
     for name in ("xy", "score", "area_um2"):
         np.testing.assert_array_equal(getattr(there.detections, name), getattr(here.detections, name))
     assert not np.isin(there.detections.score, candidates.score).all()
+
+
+def test_a_damaged_tile_that_only_a_second_look_meets_is_told(model, tmp_path):
+    save_tiff(tmp_path / "d.tif", draw_field(random_places(6, 3)))
+    damage_tiles(tmp_path / "d.tif", 5)
+    with open_slide(tmp_path / "d.tif") as slide:
+        started = start_slide(slide, model, CONFIG)
+        slide_order = room.Order.of(slide, model, CONFIG, started.stain)
+        (bad,) = slide.bad_tiles or find_bad(slide)
+    x, y = (bad.box.x0 + bad.box.x1) / 2, (bad.box.y0 + bad.box.y1) / 2
+    near, far = (Detections(np.array([place]), np.array([0.5]), np.ones(1)) for place in ((x, y), (x, y - 100)))
+    assert room.judge_part(slide_order, near).bad_tiles == (bad,)
+    assert room.judge_part(slide_order, far).bad_tiles == ()
+    room._load.cache_clear()
+
+
+def find_bad(slide):
+    """Read all of it."""
+    slide.read_region((0, 0), 0, slide.dimensions)
+    return slide.bad_tiles
 
 
 def test_a_model_without_a_second_stage_judges_nothing(order, model):

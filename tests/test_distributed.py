@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed import TCPStore
 
+from mitosis.auxiliary import TaughtUNet, target_maps, taught_loss
 from mitosis.checkpoints import load_model, load_state
-from mitosis.config import Config, save_config
+from mitosis.config import Config, NetworkConfig, save_config
 from mitosis.distributed import Ranks, join_ranks
 from mitosis.errors import ConfigError, MitosisError, PatchIndexError
 from mitosis.learner import Learner
@@ -141,7 +142,22 @@ def _learn(ranks, n):
         found |= {f"{name} gradient {key}": value.grad for key, value in network.named_parameters()}
         found |= {f"{name} {key}": value for key, value in network.state_dict().items()}
         found[f"{name} prediction"] = ranks.whole(network.eval()(images)).detach().clone()
+    found |= _learn_more(ranks, images, masks)
     return {key: value.contiguous() for key, value in found.items()}
+
+
+def _learn_more(ranks, images, masks):
+    """Loss and gradients where further heads answer too."""
+    torch.manual_seed(0)
+    settings = EXACT.train.model_copy(update={"deep_supervision": 0.5, "auxiliary_target": "centre"})
+    network = TaughtUNet.from_settings(NetworkConfig(width=2, depth=1), settings).double()
+    answers = [ranks.whole(answer) for answer in ranks.parallel(network)(images)]
+    maps = ranks.whole(target_maps(masks, "centre"))
+    loss = taught_loss(answers, ranks.whole(masks), maps, torch.tensor([1.0, 20.0]), settings)
+    loss.backward()
+    gradients = {f"taught gradient {key}": value.grad for key, value in network.named_parameters()}
+    assert len(answers) == 3
+    return {"taught loss": loss.detach(), **gradients}
 
 
 def _leave_a_step_out(ranks, folder):

@@ -43,6 +43,17 @@ def test_scores_are_those_of_pytorch_whatever_is_asked_at_once(network, crops, e
     assert not len(score_crops(other, crops[:0]))
 
 
+@pytest.mark.parametrize("engine", SECOND_ENGINES)
+def test_members_that_are_sure_of_different_classes_give_a_number(crops, engine):
+    network = Verifier(width=2, side=16, members=2).eval()
+    with torch.no_grad():
+        for number, member in enumerate(network.members):
+            member.last.bias[number] = 120.0
+    expected = score_crops(network, crops)
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(score_crops(second_in_engine(network, engine), crops), expected, atol=1e-4)
+
+
 def test_bfloat16_is_near(network, crops):
     near = score_crops(second_in_engine(network, "openvino", "bfloat16"), crops)
     np.testing.assert_allclose(near, score_crops(network, crops), atol=0.05)
