@@ -151,7 +151,8 @@ def _learn_more(ranks, images, masks):
     torch.manual_seed(0)
     settings = EXACT.train.model_copy(update={"deep_supervision": 0.5, "auxiliary_target": "centre"})
     network = TaughtUNet.from_settings(NetworkConfig(width=2, depth=1), settings).double()
-    answers = [ranks.whole(answer) for answer in ranks.parallel(network)(images)]
+    parallel = ranks.parallel(network)  # without a name it would be gone before the gradients are averaged
+    answers = [ranks.whole(answer) for answer in parallel(images)]
     maps = ranks.whole(target_maps(masks, "centre"))
     loss = taught_loss(answers, ranks.whole(masks), maps, torch.tensor([1.0, 20.0]), settings)
     loss.backward()
