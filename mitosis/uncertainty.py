@@ -23,6 +23,8 @@ References
 .. [1] Gelman et al: Bayesian data analysis, 3rd ed, 2013; section 5.3 (beta-binomial, on a grid).
 .. [2] Rogan, Gladen: Estimating prevalence from the results of a screening test. Am J Epidemiol 1978;107:71-76.
 .. [3] Daniels: A prior for the variance in hierarchical models. Can J Stat 1999;27:567-578.
+.. [4] Agresti, Gottard: Nonconservative exact small-sample inference for discrete data. Comput Stat Data Anal
+   2007;51:6447-6458.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,7 +106,7 @@ class TrueCount:
         Ends of the interval, which belong to it.
     median : float
     confidence : float
-        Probability that the interval holds the number, by the model.
+        Probability that the interval holds the number, by the model, as near as whole numbers allow.
     n_cases : int
         Cases that the detector was calibrated on.
     """
@@ -160,8 +162,9 @@ def true_count(
 ) -> TrueCount:
     """The shortest interval that holds the number of true figures in a window in which `found` were detected.
 
-    Of whole numbers from 0 on an interval with equal tails holds more than `confidence` where few are found: nothing
-    lies below 0 (on fields of left-out cases 99 instead of 97 %).
+    Its probability is as near to `confidence` as whole numbers allow. Were it never below, the intervals of fields of
+    left-out cases would hold 97.5 % of the true counts, and with equal tails 99 %, as nothing lies below 0; so they
+    hold 96 %. The mean of what is held, not the least, is what a mid-P interval keeps too [4]_.
     """
     count = posterior(found, area_mm2, calibration, seed).count
     low, high = _shortest(count, confidence)
@@ -169,12 +172,20 @@ def true_count(
 
 
 def _shortest(count: NDArray[np.int64], share: float) -> tuple[int, int]:
-    """The shortest interval with at least a share of the draws; of several that with most of them, then the lowest."""
+    """The shortest interval with at least a share of the draws, or one number less if that is nearer to the share.
+
+    Of several of one length it is that with most draws, then the lowest.
+    """
     until = np.concatenate([[0], np.cumsum(np.bincount(count))])  # draws below each number
     low = np.flatnonzero(until[-1] - until[:-1] >= share * len(count))
     end = np.searchsorted(until, until[low] + share * len(count))
-    best = np.lexsort((low, until[low] - until[end], end - low))[0]
-    return int(low[best]), int(end[best]) - 1
+    enough = int((end - low).min())
+    best = []
+    for length in range(max(1, enough - 1), enough + 1):
+        held = until[length:] - until[:-length]
+        first = int(held.argmax())
+        best.append((abs(held[first] - share * len(count)), -length, first, first + length - 1))
+    return min(best)[2:]
 
 
 def left_out_coverage(cases: Sequence[CaseCounts], confidence: float = 0.95, seed: int = 0) -> Coverage:
