@@ -15,7 +15,7 @@ from mitosis.cohort import SlideSource
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport
 from mitosis.errors import AnnotationError, MitosisError, SlideError
-from mitosis.files import sha256
+from mitosis.files import sha256, sole_writer
 from mitosis.inference import StartedSlide, finish_slide, judge_candidates, start_slide
 from mitosis.regions import region_at
 from mitosis.report import write_report
@@ -118,24 +118,26 @@ def count_slides(
         `out` holds counts by other settings or another model and `overwrite` is not set; `tile_size` does not fit the
         network.
     OutputError
-        `out` cannot be written to.
+        `out` cannot be written to, or another command is writing there.
     """
     check_tile_size(model, config)
-    run = _Run(model, config, ResultsFolder.take_over(out, model.provenance(config), overwrite=overwrite), find, judge)
-    run.progress, run.on_progress = Progress("", len(sources)), on_progress
     waiting: deque[_Job] = deque()
-    try:
-        for source in sources:
-            waiting.append(_Job(source, SlideResult(source.slide_id)))
-            run.start(waiting[-1])
-            if len(waiting) > ahead:
+    with sole_writer(out):
+        results = ResultsFolder.take_over(out, model.provenance(config), overwrite=overwrite)
+        run = _Run(model, config, results, find, judge)
+        run.progress, run.on_progress = Progress("", len(sources)), on_progress
+        try:
+            for source in sources:
+                waiting.append(_Job(source, SlideResult(source.slide_id)))
+                run.start(waiting[-1])
+                if len(waiting) > ahead:
+                    yield run.finish(waiting.popleft())
+            while waiting:
                 yield run.finish(waiting.popleft())
-        while waiting:
-            yield run.finish(waiting.popleft())
-        run.results.write_summary()
-    finally:
-        for job in waiting:
-            job.opened.close()
+            run.results.write_summary()
+        finally:
+            for job in waiting:
+                job.opened.close()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from mitosis.annotations import AnnotationSet, find_annotations, load_annotation
 from mitosis.cohort import SlideSource
 from mitosis.config import Config, ExtractConfig, load_config, save_config
 from mitosis.errors import AnnotationError, MitosisError, PatchIndexError
-from mitosis.files import dump_json, make_folder, sha256, write_text
+from mitosis.files import dump_json, make_folder, sha256, sole_writer, write_text
 from mitosis.patch_cutter import PatchCutter
 from mitosis.patches import Patch, PatchIndex
 from mitosis.regions import region_at
@@ -69,16 +69,16 @@ def extract_patches(
     PatchIndexError
         `out` holds patches that were cut with other settings.
     OutputError
-        `out` cannot be written to.
+        `out` cannot be written to, or another command is writing there.
     """
-    make_folder(out)
-    _keep_settings(out, config)
-    records = []
-    for record in _run(sources, out, config, workers):
-        records.append(record)
-        yield record
-    if not any(record.error for record in records):
-        _write_index(out, records, config)
+    with sole_writer(out):
+        _keep_settings(out, config)
+        records = []
+        for record in _run(sources, out, config, workers):
+            records.append(record)
+            yield record
+        if not any(record.error for record in records):
+            _write_index(out, records, config)
 
 
 def _run(sources: Sequence[SlideSource], out: Path, config: ExtractConfig, workers: int) -> Iterator[SlideRecord]:

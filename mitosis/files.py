@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ __all__ = [
     "make_folder",
     "safe_cell",
     "sha256",
+    "sole_writer",
     "write_json",
     "write_text",
 ]
@@ -80,6 +82,42 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise OutputError(f"{path}: this folder is not writable. Choose another --out.")
     return path
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if need be, so that no other command writes to it until the block ends.
+
+    The system lets go of it when the process ends, however that happens. Nothing is held where folders cannot be locked
+    (Windows, some network file systems). A folder that was made, and is empty when the block ends by an error, is gone.
+
+    Raises
+    ------
+    OutputError
+        Another command holds it, or it cannot be made.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    with ExitStack() as stack:
+        with suppress(ImportError):
+            locks = import_module("fcntl")
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            try:
+                locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"{folder}: another command is writing there. Wait until it is done, or choose another --out."
+                ) from error
+            except OSError:  # no locks on this file system
+                pass
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

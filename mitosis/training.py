@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mitosis.descent import learning_rate
 from mitosis.distributed import Ranks, join_ranks
 from mitosis.errors import ConfigError, LeakageError, ModelError, PatchIndexError
 from mitosis.evaluation import calibration_rows, choose_threshold, evaluate
-from mitosis.files import make_folder, write_text
+from mitosis.files import sole_writer, write_text
 from mitosis.learner import Learner
 from mitosis.patches import PatchIndex
 from mitosis.runtime import versions
@@ -75,10 +76,12 @@ def train(
         Loss or gradients stay non-finite; the network of `start` has another shape; another process has failed.
     LeakageError
         `start` has learned from a validation case.
+    OutputError
+        `out` cannot be written to, or another command is writing there.
     """
     check_patches(index, config)
     begun = _load_start(start, index, config) if start else None
-    with join_ranks() as ranks:
+    with join_ranks() as ranks, sole_writer(out) if ranks.is_first else nullcontext():
         run = Run(index, out, config, begun, ranks)
         if ranks.is_first:
             _open_run(out, config, resume)
@@ -244,7 +247,6 @@ def _open_run(out: Path, config: Config, resume: bool) -> None:
     if not settings.exists():
         if resume:
             raise ConfigError(f"{out}: no run to resume there. Leave --resume out to start one.")
-        make_folder(out)
         save_config(settings, config)
         return
     if not resume:

@@ -15,7 +15,7 @@ from mitosis.cohort import SlideSource, find_sources
 from mitosis.cohort_count import count_slides
 from mitosis.config import CountConfig, NetworkConfig
 from mitosis.errors import ConfigError, OutputError
-from mitosis.files import sha256, write_json
+from mitosis.files import sha256, sole_writer, write_json
 from mitosis.inference import Model, find_in_tiles
 
 CARD = ModelCard(
@@ -369,3 +369,10 @@ def test_a_broken_region_fails_its_slide_only(slides_folder, tmp_path):
     results = list(count_slides(sources, ORACLE, tmp_path / "out", config()))
     assert [result.status for result in results] == ["failed", "ok", "ok"]
     assert "roi.geojson: holds no area" in results[0].error
+
+
+def test_two_runs_into_one_folder_are_refused(slides_folder, tmp_path):
+    with sole_writer(tmp_path / "out"), pytest.raises(OutputError, match="out: another command is writing there"):
+        run(slides_folder, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert run(slides_folder, tmp_path / "out")

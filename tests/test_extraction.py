@@ -11,6 +11,7 @@ from conftest import (
     MPP,
     SIDE,
     ArraySlide,
+    add_slide,
     contents,
     damage_tiles,
     draw_field,
@@ -27,7 +28,7 @@ from mitosis.cohort import SlideSource
 from mitosis.config import ExtractConfig
 from mitosis.errors import OutputError, PatchIndexError
 from mitosis.extraction import PatchCutter, extract_patches
-from mitosis.files import sha256
+from mitosis.files import make_folder, sha256, sole_writer
 from mitosis.geometry import Box
 from mitosis.masks import IGNORE, MITOTIC_FIGURE, NON_MITOTIC_FIGURE
 from mitosis.patches import PatchIndex
@@ -389,3 +390,10 @@ def test_a_region_that_changed_cuts_a_slide_anew(slides_folder, tmp_path):
         region.write_text(json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}))
         (record,) = extract_patches([source], tmp_path / "out", EXTRACT)
         assert (record.error, record.reused) == ("", reused)
+
+
+def test_two_commands_that_cut_into_one_folder_are_refused(tmp_path):
+    add_slide(make_folder(tmp_path / "slides"), "a", 4)
+    with sole_writer(tmp_path / "out"), pytest.raises(OutputError, match="out: another command is writing there"):
+        extract(tmp_path / "slides", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

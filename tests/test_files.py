@@ -4,12 +4,15 @@ import hashlib
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mitosis.errors import OutputError
-from mitosis.files import atomic_write, dump_json, make_folder, sha256, write_json, write_text
+from mitosis.files import atomic_write, dump_json, make_folder, sha256, sole_writer, write_json, write_text
 
 
 def names_in(folder):
@@ -129,3 +132,59 @@ def test_sha256_is_that_of_the_whole_content_and_tells_its_progress(tmp_path, si
     read = []
     assert sha256(path, read.append) == hashlib.sha256(content[:size]).hexdigest()
     assert sum(read) == size
+
+
+locks = pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+
+
+@locks
+def test_a_folder_has_one_writer_at_a_time_and_nothing_is_left_in_it(tmp_path):
+    out = tmp_path / "a" / "out"
+    with sole_writer(out), sole_writer(tmp_path / "other"):
+        complaint = r"out: another command is writing there\. Wait .* another --out"
+        with pytest.raises(OutputError, match=complaint), sole_writer(out):
+            pass
+        assert list(out.iterdir()) == []
+    with pytest.raises(KeyError), sole_writer(out):
+        raise KeyError
+    assert out.exists()  # it was there before
+    with pytest.raises(KeyError), sole_writer(tmp_path / "new"):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(OSError, match="exists"), sole_writer(tmp_path / "new"):
+        [(tmp_path / "new" / "a").mkdir() for _ in range(2)]
+    assert (tmp_path / "new" / "a").exists()
+    with sole_writer(out):
+        pass
+
+
+@locks
+def test_a_writer_that_is_killed_lets_go(tmp_path):
+    code = """
+import sys, pathlib, mitosis.files
+with mitosis.files.sole_writer(pathlib.Path(sys.argv[1])):
+    print(1, flush=True)
+    sys.stdin.read()
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(OutputError, match="another command"), sole_writer(tmp_path):
+            pass
+        other.send_signal(signal.SIGKILL)
+    with sole_writer(tmp_path):
+        pass
+
+
+def test_where_folders_cannot_be_locked_nothing_is_held(tmp_path, monkeypatch):
+    def flock(_handle, _how):
+        raise OSError("Function not implemented")
+
+    class Locks:
+        LOCK_EX = LOCK_NB = 0
+
+    Locks.flock = staticmethod(flock)
+    for module in (Locks, None):
+        monkeypatch.setitem(sys.modules, "fcntl", module)
+        with sole_writer(tmp_path), sole_writer(tmp_path):
+            pass

@@ -18,6 +18,7 @@ from mitosis.config import Config, load_config
 from mitosis.descent import learning_rate
 from mitosis.errors import ConfigError, LeakageError, ModelError, OutputError, PatchIndexError
 from mitosis.evaluation import choose_threshold, evaluate
+from mitosis.files import sole_writer
 from mitosis.losses import LOSSES
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
@@ -344,3 +345,9 @@ def test_ten_in_a_row_end_the_run_with_a_word_on_what_to_do(index, tmp_path, fai
     with pytest.raises(ModelError, match=r"ten steps in a row, the last being step 14\. .*learning_rate"):
         train(index, tmp_path / "run", config, on_step=lambda step, _: steps.append(step))
     assert steps[-1] == 13
+
+
+def test_two_commands_that_train_in_one_folder_are_refused(index, tmp_path):
+    with sole_writer(tmp_path / "run"), pytest.raises(OutputError, match="run: another command is writing there"):
+        train(index, tmp_path / "run", TINY)
+    assert list((tmp_path / "run").iterdir()) == []
