@@ -101,15 +101,15 @@ def sole_writer(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(ImportError):
             locks = import_module("fcntl")
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)
             try:
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
                 locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
             except BlockingIOError as error:
                 raise OutputError(
                     f"{folder}: another command is writing there. Wait until it is done, or choose another --out."
                 ) from error
-            except OSError:  # no locks on this file system
+            except OSError:  # it may not be read, or its file system has no locks
                 pass
         try:
             yield
