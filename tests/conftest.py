@@ -13,6 +13,7 @@ from PIL import Image
 from mitosis import crops
 from mitosis.cohort import find_sources
 from mitosis.config import Config, ExtractConfig, NetworkConfig, VerifierConfig
+from mitosis.detections import Detections
 from mitosis.extraction import extract_patches
 from mitosis.files import make_folder
 from mitosis.geometry import Box
@@ -299,3 +300,21 @@ def candidate_set(folder, labels=(crops.FIGURE, crops.OTHER), seeds=(1, 2, 3)):
             )
     crops.save_table(folder, candidates, slides, {})
     return crops.CandidateSet.read(folder)
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory):
+    """A second stage that has seen three slides of round and square spots; read-only by agreement."""
+    from mitosis.verification import train_verifier
+
+    return train_verifier(candidate_set(tmp_path_factory.mktemp("toy")), QUICK_VERIFIER)
+
+
+def detections(places, score=0.5):
+    """Detections of one score."""
+    return Detections(places, np.full(len(places), score), np.ones(len(places)))
+
+
+def by_place(found):
+    """Scores by (x, y)."""
+    return {tuple(place): score for place, score in zip(found.xy.tolist(), found.score.tolist(), strict=True)}

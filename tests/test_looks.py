@@ -3,28 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK_VERIFIER, candidate_set, spots_slide, verifier_settings
+from conftest import QUICK_VERIFIER, by_place, candidate_set, detections, spots_slide, verifier_settings
 
 from mitosis import looks as module
 from mitosis.crops import read_crops
-from mitosis.detections import Detections
 from mitosis.looks import combine_scores, final_scores
 from mitosis.verification import train_verifier, verify
 from mitosis.verifier import Verifier
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """A network that has seen three slides of round and square spots."""
-    return train_verifier(candidate_set(tmp_path_factory.mktemp("toy")), QUICK_VERIFIER)
-
-
-def detections(places, score=0.5):
-    return Detections(places, np.full(len(places), score), np.ones(len(places)))
-
-
-def by_place(found):
-    return {tuple(place): score for place, score in zip(found.xy.tolist(), found.score.tolist(), strict=True)}
 
 
 def test_only_what_looks_promising_is_given_more_views(learned, monkeypatch):

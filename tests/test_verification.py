@@ -5,7 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import MPP, QUICK_VERIFIER, ArraySlide, candidate_set, spots_slide, verifier_settings
+from conftest import (
+    MPP,
+    QUICK_VERIFIER,
+    ArraySlide,
+    by_place,
+    candidate_set,
+    detections,
+    spots_slide,
+    verifier_settings,
+)
 
 from mitosis import verification as module
 from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, read_crops
@@ -13,20 +22,6 @@ from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
 from mitosis.looks import score_crops
 from mitosis.verification import train_verifier, verify
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """A network that has seen three slides of round and square spots."""
-    return train_verifier(candidate_set(tmp_path_factory.mktemp("toy")), QUICK_VERIFIER)
-
-
-def detections(places, score=0.5):
-    return Detections(places, np.full(len(places), score), np.ones(len(places)))
-
-
-def by_place(found):
-    return {tuple(place): score for place, score in zip(found.xy.tolist(), found.score.tolist(), strict=True)}
 
 
 def test_it_learns_to_tell_round_from_square(learned):
