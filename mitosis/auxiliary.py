@@ -84,17 +84,19 @@ class TaughtUNet(UNet):
     Lee, Xie, Gallagher, Zhang, Tu: Deeply-Supervised Nets, AISTATS 2015, arXiv 1409.5185.
     """
 
-    level_heads: nn.ModuleList
-    map_head: nn.Conv2d | None
+    def __init__(self, *shape: Any) -> None:
+        super().__init__(*shape)
+        self.level_heads: nn.ModuleList = nn.ModuleList()
+        self.map_head: nn.Conv2d | None = None
 
     @classmethod
     def from_settings(cls, network: NetworkConfig, train: TrainConfig) -> "TaughtUNet":
         """The network that the settings describe, with fresh weights, and the heads that training asks for."""
         one = cls.from_config(network)
         levels = range(one.depth, 0, -1) if train.deep_supervision else ()
-        one.level_heads = nn.ModuleList(nn.Conv2d(one.width << level, one.classes, 1) for level in levels)
-        has_map = train.auxiliary_target != "none"
-        one.map_head = nn.Conv2d(one.width, 2 * one.stem**2, 1) if has_map else None
+        one.level_heads.extend(nn.Conv2d(one.width << level, one.classes, 1) for level in levels)
+        if train.auxiliary_target != "none":
+            one.map_head = nn.Conv2d(one.width, 2 * one.stem**2, 1)
         return one
 
     def forward(self, images: Tensor) -> Any:

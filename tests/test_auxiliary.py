@@ -110,6 +110,7 @@ def test_without_further_questions_it_is_the_u_net_of_before():
     images, mask = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32)
     mask[:, 8:16, 8:16] = 1
     answers = one(images)
+    assert len(answers) == len(TaughtUNet.from_config(TINY.network)(images)) == 1
     assert torch.equal(answers[0], plain(images))
     assert torch.equal(
         taught_loss(answers, mask, None, WEIGHTS, TINY.train), LOSSES[TINY.train.loss](answers[0], mask, WEIGHTS)

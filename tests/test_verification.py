@@ -142,6 +142,23 @@ def test_crops_that_are_read_ahead_get_the_same_scores(learned, monkeypatch):
     assert by_place(verify(slide, detections(places), learned, QUICK_VERIFIER, None, batch_size=3)) == expected
 
 
+@pytest.mark.parametrize(
+    ("device", "workers", "expected"), [("cpu", 0, 0), ("cpu", 1, 1), ("cpu", 3, 1), ("cuda", 0, 4), ("cuda", 6, 6)]
+)
+def test_crops_are_read_by_as_many_threads_as_there_is_use_for(learned, monkeypatch, device, workers, expected):
+    slide, places = spots_slide(9)
+    asked, in_threads = [], module.in_threads
+    monkeypatch.setattr(module, "_device", lambda _: torch.device(device))
+
+    def spy(work, items, n, ahead):
+        asked.append((n, ahead))
+        return in_threads(work, items, n, ahead)
+
+    monkeypatch.setattr(module, "in_threads", spy)
+    verify(slide, detections(places), learned, QUICK_VERIFIER, None, workers=workers)
+    assert asked == [(expected, expected)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("views", [1, 8])
 def test_a_gpu_gives_the_scores_of_the_processor(learned, views):
