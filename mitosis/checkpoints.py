@@ -52,6 +52,8 @@ class VerifierCard(BaseModel):
         What the thresholds were chosen on, and what the first stage alone and both together reach there.
     training : dict
         Cases, sha256 of the slide files, and the number of candidates of each class.
+    int8_ranges : dict
+        `mitosis.quantization.Ranges`, for counts in int8; empty in models of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +67,7 @@ class VerifierCard(BaseModel):
     validation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    int8_ranges: dict[str, tuple[float, float]] = {}
 
 
 class ModelCard(BaseModel):
@@ -84,6 +87,8 @@ class ModelCard(BaseModel):
         The same for a count without bias: as many detections as figures.
     training : dict
         Cases, sha256 of the slide files, settings and the sha256 of the index it learned from.
+    int8_ranges : dict
+        As in `VerifierCard`, of the first stage.
     verifier : VerifierCard or None
         The second stage, if there is one. What it learned from is in `training` too.
     description : str
@@ -103,6 +108,7 @@ class ModelCard(BaseModel):
     validation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
+    int8_ranges: dict[str, tuple[float, float]] = {}
     verifier: VerifierCard | None = None
     description: str = ""
     intended_use: str = "Research use only; not a medical device."

@@ -9,7 +9,6 @@ openvino 1.22, 1.20, 1.22, 1.17 (bfloat16 2.47, 2.45, 2.46, 2.38); onnxruntime 1
 torch 0.72, 0.66, 0.78, 0.64 (bfloat16 1.78, 1.22, 1.72, 1.18); before folding 0.60, 0.50, 0.68, 0.55.
 """
 
-import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mitosis.errors import ConfigError
+from mitosis.folding import fold
 from mitosis.openvino_runner import OpenVINORunner
 from mitosis.runtime import import_extra, on_device
 
@@ -33,7 +33,6 @@ __all__ = [
     "build_engine",
     "choose_engine",
     "describe_engine",
-    "fold_batch_norm",
     "onnx_engine",
     "onnx_model",
     "onnxruntime_engine",
@@ -49,8 +48,8 @@ OPSET = 17
 Engine = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 [B, H, W, 3] → float32 [B, H, W], probability that a pixel belongs to a mitotic figure."""
 
-Precision = Literal["float32", "bfloat16", "float16"]
-"""What the network multiplies in; float16 on a GPU only."""
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+"""What the network multiplies in; float16 on a GPU only. For int8 it must come from `mitosis.quantization.quantize`."""
 
 
 def to_input(images: Tensor) -> Tensor:
@@ -59,37 +58,24 @@ def to_input(images: Tensor) -> Tensor:
     return darkness.contiguous(memory_format=torch.channels_last)
 
 
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy of `network` for prediction, with each batch normalisation folded into the convolution before it.
-
-    Only inside ``nn.Sequential``, where the order of the layers is the order they run in; others stay as they are.
-    """
-    folded = copy.deepcopy(network).eval().requires_grad_(False)
-    for block in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
-        for place in range(len(block) - 1):
-            convolution, norm = block[place], block[place + 1]
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                block[place] = nn.utils.fuse_conv_bn_eval(convolution, norm)
-                block[place + 1] = nn.Identity()
-    return folded
-
-
 class _Scorer(nn.Module):
     """From bytes to probabilities as one network: what is exported, and what PyTorch runs."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.network, self.dtype = network, dtype
+        self.one_logit = getattr(network, "classes", None) == 1  # that of two classes which were folded into one
 
     def forward(self, images: Tensor) -> Tensor:
         exact = self.dtype is torch.float32  # then there is nothing to cast, nor is a cast exported
         logits: Tensor = self.network(to_input(images) if exact else to_input(images).to(self.dtype))
-        return (logits if exact else logits.float()).softmax(dim=1)[:, 1]
+        logits = logits if exact else logits.float()
+        return logits.sigmoid().squeeze(1) if self.one_logit else logits.softmax(dim=1)[:, 1]
 
 
 def torch_scorer(network: nn.Module, device: torch.device, precision: Precision = "float32") -> nn.Module:
     """A copy of `network` for prediction: uint8 [B, H, W, 3] on `device` to float32 [B, H, W] there."""
-    scorer = _Scorer(fold_batch_norm(network), getattr(torch, precision))
+    scorer = _Scorer(fold(network), getattr(torch, precision))
     return scorer.to(device=device, dtype=scorer.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch types no memory_format
 
 
@@ -119,7 +105,7 @@ def onnx_model(network: nn.Module) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the newer exporter needs onnxscript and writes two files
         torch.onnx.export(
-            _Scorer(fold_batch_norm(network).cpu()),
+            _Scorer(fold(network).cpu()),
             (torch.zeros(1, 128, 128, 3, dtype=torch.uint8),),
             stream,  # type: ignore[arg-type]  # this exporter takes streams too
             dynamo=False,
@@ -161,13 +147,9 @@ def onnxruntime_engine(network: nn.Module, device: torch.device, precision: Prec
     Raises
     ------
     ConfigError
-        `onnx` or `onnxruntime` is not installed, or `precision` is not float32: it has no bfloat16 on processors.
+        `onnx` or `onnxruntime` is not installed.
     """
-    del device
-    if precision != "float32":
-        raise ConfigError(
-            f"count.precision = {precision}: onnxruntime runs in float32 only. Choose the engine torch or openvino."
-        )
+    del device, precision  # the numbers of a network in int8 say so themselves
     return onnx_engine(onnx_model(network))
 
 
@@ -194,6 +176,11 @@ ENGINES: dict[str, Callable[[nn.Module, torch.device, Precision], Engine]] = {
 }
 """Ways to run a network on a processor, the fastest first."""
 
+_RUNS: dict[str, tuple[Precision, ...]] = {
+    "openvino": ("float32", "bfloat16", "int8"),
+    "onnxruntime": ("float32", "int8"),
+    "torch": ("float32", "bfloat16", "float16"),
+}
 _NEEDS = {"openvino": ("onnx", "openvino"), "onnxruntime": ("onnx", "onnxruntime"), "torch": ()}
 
 
@@ -211,8 +198,8 @@ def choose_engine(name: str, device: torch.device, precision: Precision = "float
         raise ConfigError(f"count.engine = {name}: unknown. Known: auto, {', '.join(ENGINES)}.")
     if device.type != "cpu":
         return "torch"
-    able = [engine for engine in ENGINES if precision == "float32" or engine != "onnxruntime"]
-    return next(engine for engine in able if all(find_spec(package) for package in _NEEDS[engine]))
+    able = [engine for engine in ENGINES if precision in _RUNS[engine]]
+    return next((engine for engine in able if all(find_spec(package) for package in _NEEDS[engine])), "torch")
 
 
 def build_engine(
@@ -228,6 +215,9 @@ def build_engine(
     chosen = choose_engine(name, device, precision)
     if precision == "float16" and (device.type == "cpu" or chosen != "torch"):
         raise ConfigError("count.precision = float16: only torch on a GPU runs in it. Choose bfloat16 or float32.")
+    if precision not in _RUNS[chosen]:
+        able = " or ".join(engine for engine in ENGINES if precision in _RUNS[engine])
+        raise ConfigError(f"count.precision = {precision}: {chosen} does not run in it. Choose the engine {able}.")
     return ENGINES[chosen](network, device, precision)
 
 

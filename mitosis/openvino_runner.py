@@ -56,7 +56,7 @@ class OpenVINORunner:
                     "INFERENCE_NUM_THREADS": threads,
                     "NUM_STREAMS": min(threads, self._n_streams or n_arrays),
                     # Its own choice is bf16.
-                    "INFERENCE_PRECISION_HINT": "f32" if self._precision == "float32" else "bf16",
+                    "INFERENCE_PRECISION_HINT": "bf16" if self._precision == "bfloat16" else "f32",
                     "CPU_RUNTIME_CACHE_CAPACITY": 40,  # of 5000 it would keep 1.3 MB for each size of images
                 }
                 self._ready = openvino_core().compile_model(self._model, "CPU", settings), []

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mitosis.crops import CLASSES, FIGURE
 from mitosis.engines import OPSET, Precision, onnx_engine, to_input
 from mitosis.openvino_runner import OpenVINORunner
+from mitosis.quantization import quantize
 from mitosis.verifier import Verifier
 
 __all__ = ["SECOND_ENGINES", "EngineVerifier", "second_in_engine", "second_onnx"]
@@ -92,14 +93,19 @@ SECOND_ENGINES: dict[str, Callable[[Verifier, Precision], Run]] = {"openvino": _
 2026): openvino 1.2 (bfloat16 0.6), torch 2.0 to 2.3. Scores differ by up to 1e-7 in float32."""
 
 
-def second_in_engine(network: Verifier, engine: str, precision: Precision = "float32") -> Verifier:
+def second_in_engine(
+    network: Verifier, engine: str, precision: Precision = "float32", ranges: Mapping[str, tuple[float, float]] = {}
+) -> Verifier:
     """The second stage run by `engine`, one of `mitosis.engines.ENGINES`, if that is another one than PyTorch.
 
-    A network with a spatial transformer stays with PyTorch: ONNX has no words for it in `OPSET`.
+    For int8 it needs the `ranges` of `mitosis.quantization`. A network with a spatial transformer stays with PyTorch,
+    in float32: ONNX has no words for it in `OPSET`.
     """
     transforms = any(not isinstance(member.transformer, nn.Identity) for member in network.members)
     if engine not in SECOND_ENGINES or transforms:
         return network
+    if precision == "int8":
+        network = quantize(network, ranges)
     build, in_flight = SECOND_ENGINES[engine], min(_IN_FLIGHT if engine == "openvino" else 1, torch.get_num_threads())
     return EngineVerifier(network, lambda member: build(member, precision), in_flight)
 

@@ -1,7 +1,8 @@
 """A model gets a second stage: candidates in, thresholds chosen where the second stage has not learned, model out."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mitosis.errors import ConfigError, PatchIndexError
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, evaluate
 from mitosis.files import make_folder
 from mitosis.looks import final_scores
+from mitosis.quantization import measure_ranges
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration, fit_calibration
@@ -27,6 +29,7 @@ from mitosis.verifier import Verifier
 __all__ = ["add_second_stage", "folds_of"]
 
 ON_VALIDATION = "validation cases"
+_N_RANGES = 1000  # crops on which the ranges of int8 are measured
 
 OnStep = Callable[[str, int, float], None]
 
@@ -81,12 +84,21 @@ def add_second_stage(
     else:
         scores, chosen_on = _cross_fit(learned, config, on_step)
         second = _train(learned, config, "second stage", on_step)
-    verifier = save_verifier(make_folder(out), second, _card(learned, scores, chosen_on, config))
+    ranges = measure_ranges(second, _some_crops(learned, config.verifier.crop))
+    described = _card(learned, scores, chosen_on, config).model_copy(update={"int8_ranges": ranges})
+    verifier = save_verifier(make_folder(out), second, described)
     training = dict(card.training)
     sources = {slide.source_sha256 for slide in learned.slides.values()}
     training["source_sha256"] = sorted({*training.get("source_sha256", []), *sources})
     save_config(out / "settings.yaml", config)
     return save_model(out, network.state_dict(), card.model_copy(update={"verifier": verifier, "training": training}))
+
+
+def _some_crops(candidates: CandidateSet, side: int) -> Iterator[NDArray[np.uint8]]:
+    """At most `_N_RANGES` crops from all over, uint8 [1, side, side, 3] each."""
+    rows = candidates.candidates
+    for row in rows[:: math.ceil(len(rows) / _N_RANGES)]:
+        yield np.ascontiguousarray(centre(candidates.crop(row)[np.newaxis], side))
 
 
 def _train(candidates: CandidateSet, config: Config, name: str, on_step: OnStep) -> Verifier:

@@ -17,6 +17,7 @@ from mitosis.detections import Detections, concatenate, find_peaks, reach_px
 from mitosis.engines import Engine, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError
 from mitosis.geometry import Box, Tile, grid_dimensions
+from mitosis.quantization import check_processor, quantize
 from mitosis.runtime import choose_device, versions
 from mitosis.second_engine import second_in_engine
 from mitosis.slides import BadTile, Slide, read_at_mpp
@@ -69,9 +70,14 @@ class Model:
         ------
         ConfigError
             There is no such engine, a package of it is not installed, or it cannot run in this precision.
+        ModelError
+            The precision is int8, for which the card lacks the ranges.
         """
         config, device = config or CountConfig(), choose_device(process)
         name, precision = choose_engine(config.engine, device, config.precision), config.precision
+        if precision == "int8":
+            check_processor(name)
+            network = quantize(network, card.int8_ranges)
         engine, runs_on = build_engine(network, device, name, precision), describe_engine(name, precision)
         in_flight = 2 if name == "torch" and device.type == "cuda" else 1
         return cls(engine, card, network.stride, network.margin, runs_on=runs_on, in_flight=in_flight)
@@ -83,7 +89,7 @@ class Model:
         Raises
         ------
         ModelError
-            A file is missing or damaged, or they do not belong together.
+            A file is missing or damaged, or they do not belong together; or the card lacks the ranges for int8.
         """
         network, card = load_model(path)
         model, second = cls.of(network, card, config, process), load_verifier(path, card)
@@ -91,7 +97,8 @@ class Model:
             name, precision = model.runs_on.split()[0], (config or CountConfig()).precision
             if name == "torch":  # the others run on the processor
                 second = second.to(choose_device(process))
-            second = second_in_engine(second, name, precision)
+            ranges = card.verifier.int8_ranges if card.verifier else {}
+            second = second_in_engine(second, name, precision, ranges)
         return replace(model, second=second, folder=path)
 
     def second_card(self, config: CountConfig) -> VerifierCard | None:

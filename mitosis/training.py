@@ -28,15 +28,17 @@ from mitosis.evaluation import calibration_rows, choose_threshold, evaluate
 from mitosis.files import sole_writer, write_text
 from mitosis.learner import Learner
 from mitosis.patches import PatchIndex
+from mitosis.quantization import Ranges, measure_ranges
 from mitosis.runtime import versions
 from mitosis.sampling import PatchPool, epochs, for_rank
 from mitosis.splits import TRAIN, VAL
 from mitosis.unet import UNet
-from mitosis.validation import Metrics, check_patches, score_patches
+from mitosis.validation import Metrics, check_patches, read_normalised, score_patches
 
 __all__ = ["Run", "train"]
 
 CLASSES = ("background", "mitotic figure", "non-mitotic figure")
+_N_RANGES = 48  # patches on which the ranges of int8 are measured
 
 
 def train(
@@ -120,6 +122,7 @@ class Run:
         self.losses: list[float] = []
         self.best: dict[str, Tensor] = {}
         self.calibration: list[dict[str, Any]] = []
+        self.ranges: Ranges = {}
 
     def go(self, on_step: Callable[[int, float], None], on_metrics: Callable[[Metrics], None]) -> ModelCard:
         """Train to the last step; gives the card of the best model."""
@@ -164,6 +167,7 @@ class Run:
         if not self.history or metrics.f1 >= max(before.f1 for before in self.history):
             self.best = copy.deepcopy(self.learner.descent.average.kept())
             self.calibration = calibration_rows(scores, (threshold, metrics.count_threshold))
+            self.ranges = self._measure_ranges()
         self.history.append(metrics)
         self.losses = []
         self._save(step)
@@ -181,6 +185,7 @@ class Run:
             **self.learner.state(),
             "best": self.best,
             "calibration": self.calibration,
+            "ranges": self.ranges,
             "history": [asdict(metrics) for metrics in self.history],
             "losses": self.losses,
             "start_card": self.start_card,
@@ -204,6 +209,7 @@ class Run:
             )
         self.learner.load_state(state)
         self.best, self.calibration = state["best"], state.get("calibration", [])
+        self.ranges = state.get("ranges", {})
         self.history = [Metrics(**metrics) for metrics in state["history"]]
         self.losses = state.get("losses", [])
         self.start_card = state["start_card"]
@@ -228,8 +234,20 @@ class Run:
                 **({"start_sha256": self.start_card["weights_sha256"]} if self.start_card else {}),
             },
             versions=versions(),
+            int8_ranges=self.ranges,
         )
         return save_model(self.out, {name: value.cpu() for name, value in self.best.items()}, card)
+
+    def _measure_ranges(self) -> Ranges:
+        """Of the best network, on some of the patches that it learned from."""
+        network = UNet.from_config(self.config.network)
+        network.load_state_dict(self.best)
+        patches = self.train_index.patches
+        images = (
+            read_normalised(self.train_index, patch, self.config.network.normalise_stain)[np.newaxis]
+            for patch in patches[:: math.ceil(len(patches) / _N_RANGES)]
+        )
+        return measure_ranges(network, images)
 
     def _left_out(self) -> list[dict[str, Any]]:
         return self.calibration if self.val_index is not self.train_index else []

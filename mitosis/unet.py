@@ -13,7 +13,7 @@ __all__ = ["BLOCKS", "UNet"]
 
 
 def _normalised(n_in: int, n_out: int, side: int = 3, groups: int = 1) -> list[nn.Module]:
-    """A convolution, and beside it the normalisation that `mitosis.engines.fold_batch_norm` will make part of it."""
+    """A convolution, and beside it the normalisation that `mitosis.folding.fold_batch_norm` will make part of it."""
     convolution = nn.Conv2d(n_in, n_out, side, padding=side // 2, groups=groups, bias=False)
     return [convolution, nn.BatchNorm2d(n_out)]
 
@@ -69,6 +69,17 @@ BLOCKS: dict[str, Callable[[int, int, int], list[nn.Module]]] = {
 and none that changes the size of the picture, on which `UNet.margin` relies."""
 
 
+class _Join(nn.Sequential):
+    """The blocks of a level on the way up: they see what comes from below, enlarged twice, and what lies beside it."""
+
+    def forward(self, below: Tensor, beside: Tensor) -> Tensor:  # type: ignore[override]  # two inputs, not one
+        enlarged = functional.interpolate(below, scale_factor=2.0, mode="nearest")
+        x = torch.cat([enlarged, beside], dim=1)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
 class UNet(nn.Module):
     """U-Net with two `BLOCKS` a level, max-pooling down and nearest-neighbour upsampling.
 
@@ -119,7 +130,8 @@ class UNet(nn.Module):
         self.down = nn.ModuleList([nn.Sequential(*begin, *self._block(width, width))])
         self.down.extend(self._pair(channels[level], channels[level + 1]) for level in range(depth))
         self.up = nn.ModuleList(
-            self._pair(channels[level] + channels[level + 1], channels[level]) for level in reversed(range(depth))
+            _Join(*self._pair(channels[level] + channels[level + 1], channels[level]))
+            for level in reversed(range(depth))
         )
         self.head = nn.Conv2d(width, classes * stem**2, 1)
 
@@ -164,8 +176,7 @@ class UNet(nn.Module):
             skips.append(x)
         levels = [skips.pop()]
         for block in self.up:
-            x = functional.interpolate(levels[-1], scale_factor=2.0, mode="nearest")
-            levels.append(block(torch.cat([x, skips.pop()], dim=1)))
+            levels.append(block(levels[-1], skips.pop()))
         return levels
 
     def logits(self, features: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from mitosis.ranking import SlideScores
 from mitosis.sampling import PatchPool, epochs
 from mitosis.splits import TRAIN, VAL
 
-__all__ = ["Metrics", "check_patches", "score_patches"]
+__all__ = ["Metrics", "check_patches", "read_normalised", "score_patches"]
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,7 @@ def score_patches(
     for slide_id, patches in by_slide.items():
         found = []
         for patch in patches:
-            image = index.read_image(patch)
-            image = index.stain(patch).normalise(image) if normalise_stain else image
-            probability = engine(image[np.newaxis])[0]
+            probability = engine(read_normalised(index, patch, normalise_stain)[np.newaxis])[0]
             on_patch(patch, probability)
             found.append(find_peaks(probability, patch.box, patch.box, patch.mpp, patch.slide_mpp, score_floor))
         first, area = patches[0], sum(area_mm2(patch.size**2, patch.mpp) for patch in patches)
@@ -131,3 +129,9 @@ def score_patches(
             )
         )
     return scores
+
+
+def read_normalised(index: PatchIndex, patch: Patch, normalise_stain: bool) -> NDArray[np.uint8]:
+    """A patch as a network sees it, uint8 [size, size, 3]; with `normalise_stain` brought to the usual stain."""
+    image = index.read_image(patch)
+    return index.stain(patch).normalise(image) if normalise_stain else image

@@ -5,7 +5,8 @@ Usage: python scripts/benchmark.py read [--slide FILE] [--json]
        python scripts/benchmark.py evaluate [--detections N] [--json]
        python scripts/benchmark.py hotspot [--json]
        python scripts/benchmark.py network [--json]
-       python scripts/benchmark.py slide [--side N | --sides N N ...] [--cache FOLDER] [--model MODEL] [--json]
+       python scripts/benchmark.py slide [--side N | --sides N N ...] [--cache FOLDER] [--model MODEL]
+                                      [--precision int8] [--json]
        python scripts/benchmark.py workers [--side N] [--model MODEL] [--cache FOLDER] [--rounds N] [--json]
        python scripts/benchmark.py extract [--side N] [--peer-python PATH] [--rounds N] [--json]
        python scripts/benchmark.py gpu [--side N] [--model MODEL] [--rounds N] [--json]
@@ -45,7 +46,8 @@ ROUNDS, SLIDE_SIDE = 3, 20_000
 def slide(arguments: argparse.Namespace) -> Iterator[Figure]:
     """Time and memory from a slide's file to its count; see `benchmark_slide`."""
     sides = arguments.sides or [arguments.side or SLIDE_SIDE]
-    return benchmark_slide(sides, arguments.cache, arguments.model, load_config().count, arguments.rounds)
+    config = load_config(None, (f"count.precision={arguments.precision}",)).count
+    return benchmark_slide(sides, arguments.cache, arguments.model, config, arguments.rounds)
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterable[Figure]]] = {
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, help="slide, workers: a folder that keeps the drawn slides")
     model = "slide, engine, gpu, workers: name or folder of a model instead of the shipped one or a random one"
     parser.add_argument("--model", help=model)
+    parser.add_argument("--precision", default="float32", help="slide: what networks multiply in, such as int8")
     parser.add_argument("--patches", type=Path, help="load: a folder of patches instead of sample_patches/")
     parser.add_argument("--detections", type=int, default=1_000_000, help="evaluate: how many")
     parser.add_argument("--peer-python", type=Path, help="extract, engine: the interpreter that has the peers")

@@ -30,11 +30,11 @@ ENGINE_SIDE = 8192
 """Side of the drawn slide, px."""
 PEER, PLAIN = "TIAToolbox", f"TIAToolbox and a {RIVAL}"
 PLAIN_NETWORK = NetworkConfig(width=16, depth=4)
-ROWS = (
-    ("one stage, float32", PEER),
-    ("one stage, bfloat16", PEER),
-    ("as shipped, float32", PLAIN),
-    ("as shipped, bfloat16", PLAIN),
+PRECISIONS = "float32", "bfloat16", "int8"
+ROWS = tuple(
+    (f"{what}, {precision}", peer)
+    for what, peer in (("one stage", PEER), ("as shipped", PLAIN))
+    for precision in PRECISIONS
 )
 """What is held against what. With one stage the network is the same."""
 
@@ -81,7 +81,7 @@ def _contenders(path: Path, model: str | None, peer_python: Path | None) -> dict
         save_random_model(folder, path)
     network, card = load_model(folder)
     config, contenders = load_config().count, {}
-    for precision in ("float32", "bfloat16"):
+    for precision in PRECISIONS if card.int8_ranges else PRECISIONS[:-1]:
         for what, verify in (("one stage", False), ("as shipped", True)):
             settings = config.model_copy(update={"precision": precision, "verify": verify})
             job = {"slide": str(path), "model": str(folder), "config": settings.model_dump()}
@@ -118,8 +118,8 @@ def _figures(taken: Mapping[str, list[Apart]], tissue_mm2: float) -> Iterator[Fi
         ", wall": ("wall_s", "s/mm²", 1 / tissue_mm2),
         ", memory": ("peak_mb", "MB", 1.0),
     }
-    usual = ROWS[0][0]
-    for own, peer in ROWS if PEER in taken else [(own, usual) for own, _ in ROWS[1:]]:
+    rows = [(own, peer) for own, peer in ROWS if own in taken]
+    for own, peer in rows if PEER in taken else [(own, rows[0][0]) for own, _ in rows[1:]]:
         for what, (field, unit, scale) in parts.items():
             value, baseline = (
                 statistics.median(getattr(one, field) for one in taken[name]) * scale for name in (own, peer)

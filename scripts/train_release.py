@@ -43,6 +43,7 @@ from mitosis.files import atomic_write, make_folder, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.mining import mine, read_marks
 from mitosis.patches import Patch, PatchIndex
+from mitosis.quantization import Ranges
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import ScoreCalibration, fit_calibration
 from mitosis.second_stage import add_second_stage
@@ -258,8 +259,19 @@ def join_members(models: Sequence[Path], out: Path) -> None:
     settings = card.verifier.settings.model_copy(update={"members": len(members)})
     joined = Verifier.from_config(settings).eval()
     joined.members = ModuleList(members)
-    verifier = save_verifier(make_folder(out), joined, card.verifier.model_copy(update={"settings": settings}))
+    described = card.verifier.model_copy(update={"settings": settings, "int8_ranges": _joined_ranges(models)})
+    verifier = save_verifier(make_folder(out), joined, described)
     save_model(out, network.state_dict(), card.model_copy(update={"verifier": verifier}))
+
+
+def _joined_ranges(models: Sequence[Path]) -> Ranges:
+    """Those of several second stages of one member each, as members of one."""
+    cards = [load_model(path)[1].verifier for path in models]
+    return {
+        name.replace("members.0.", f"members.{number}."): met
+        for number, card in enumerate(cards)
+        for name, met in (card.int8_ranges if card else {}).items()
+    }
 
 
 def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str]) -> Path:

@@ -17,6 +17,7 @@ from benchmark_peers import Apart
 from conftest import busy_network, save_network
 from PIL import Image
 
+from mitosis.checkpoints import load_model, save_model
 from mitosis.config import load_config
 
 Calls = list[tuple[str, Mapping[str, Any], str]]
@@ -132,7 +133,7 @@ def test_engine_holds_each_of_ours_against_its_peer(here: Calls, tiny_model: Pat
     assert (same["mpp"], same["network"]["width"], same["margin"]) == (0.5, 2, 10)
     assert (plain["mpp"], plain["network"]["width"], plain["network"]["depth"]) == (0.25, 16, 4)
     assert same["tile_size"] == plain["tile_size"] == 256
-    names = [f"{own}, against {peer}" for own, peer in benchmark_engine.ROWS]
+    names = [f"{own}, against {peer}" for own, peer in benchmark_engine.ROWS if "int8" not in own]
     assert list(figures) == [f"{name}{kind}" for name in names for kind in ("", ", wall", ", memory")]
     assert [figures[name].ratio for name in names] == [30] * 4
     assert [figures[f"{name}, wall"].ratio for name in names] == [20] * 4
@@ -146,9 +147,17 @@ def test_engine_without_peers_compares_ours_with_each_other(
 ) -> None:
     figures = list(benchmark_engine.benchmark_engine(asked(rounds=1, model=str(tiny_model))))
     assert "TIAToolbox: left out" in capsys.readouterr().err
-    assert [f.name for f in figures[::3]] == [
-        f"{own}, against one stage, float32" for own, _ in benchmark_engine.ROWS[1:]
-    ]
+    others = [own for own, _ in benchmark_engine.ROWS[1:] if "int8" not in own]
+    assert [f.name for f in figures[::3]] == [f"{own}, against one stage, float32" for own in others]
+
+
+def test_engine_asks_models_whose_card_has_ranges_in_int8_too(tiny_model: Path, tmp_path: Path) -> None:
+    for ranges in ({}, {"head": (0.0, 1.0)}):
+        network, card = load_model(tiny_model)
+        save_model(tiny_model, network.state_dict(), card.model_copy(update={"int8_ranges": ranges}))
+        contenders = benchmark_engine._contenders(tmp_path / "slide.tif", str(tiny_model), None)
+        expected = [own for own, _ in benchmark_engine.ROWS if ranges or "int8" not in own]
+        assert sorted(contenders) == sorted(expected)
 
 
 def test_a_process_says_what_it_took_or_why_it_failed(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import MPP, ArraySlide, busy_network, draw_field, random_places
-from torch import nn
 
 from mitosis.checkpoints import ModelCard
 from mitosis.config import CountConfig, NetworkConfig
@@ -20,7 +19,6 @@ from mitosis.engines import (
     build_engine,
     choose_engine,
     describe_engine,
-    fold_batch_norm,
     to_input,
     torch_engine,
 )
@@ -224,7 +222,7 @@ def test_bfloat16_is_near_but_not_equal(name, block):
 
 
 def test_onnxruntime_refuses_bfloat16_in_one_sentence():
-    with pytest.raises(ConfigError, match=r"bfloat16: onnxruntime runs in float32 only\. Choose the engine"):
+    with pytest.raises(ConfigError, match=r"onnxruntime does not run in it\. Choose the engine openvino or torch\."):
         build_engine(busy_network(), CPU, "onnxruntime", "bfloat16")
 
 
@@ -269,27 +267,6 @@ def test_threads_may_ask_a_gpu_at_once(precision):
             np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
-# Folding
-
-
-def test_folding_leaves_no_batch_normalisation_and_changes_nothing_else():
-    network = busy_network()
-    folded = fold_batch_norm(network)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == 10
-    np.testing.assert_allclose(plain(folded)(fields(2)), plain(network)(fields(2)), atol=1e-5)
-
-
-def test_what_does_not_follow_a_convolution_in_a_sequence_is_not_folded():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
-    network(torch.randn(8, 3, 16, 16))
-    image = torch.randn(1, 3, 8, 8)
-    folded = fold_batch_norm(network)
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 2
-    assert torch.equal(folded(image), network.eval()(image))
-
-
 # Choosing
 
 
@@ -308,6 +285,8 @@ def test_auto_is_the_fastest_whose_packages_are_installed(only):
         (("onnx", "onnxruntime", "openvino"), "float32", "openvino"),
         (("onnx", "onnxruntime"), "float32", "onnxruntime"),
         (("onnx", "onnxruntime"), "bfloat16", "torch"),
+        (("onnx", "onnxruntime"), "int8", "onnxruntime"),
+        ((), "int8", "torch"),  # which then says that it cannot, and what can
         (("onnxruntime", "openvino"), "float32", "torch"),
         ((), "float32", "torch"),
     ):

@@ -81,8 +81,9 @@ def test_no_pool_that_hangs_when_a_worker_is_killed_and_nothing_that_unpickles()
 
 def test_torch_stays_above_the_floor_of_learning():
     above = {"augment", "checkpoints", "dataset", "engines", "export", "inference", "losses", "runtime", "sampling"}
-    above |= {"auxiliary", "candidate_batches", "descent", "distributed", "learner", "looks", "openvino_runner"}
-    above |= {"rebalance", "second_engine", "training", "unet", "validation", "verification", "verifier"}
+    above |= {"auxiliary", "candidate_batches", "descent", "distributed", "folding", "learner", "looks"}
+    above |= {"openvino_runner", "quantization", "rebalance", "second_engine", "training", "unet", "validation"}
+    above |= {"verification", "verifier"}
     for path in FILES:
         names = {
             name.split(".")[0]

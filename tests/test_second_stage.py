@@ -21,6 +21,7 @@ from mitosis.config import Config
 from mitosis.crops import CandidateSet, CandidateSlide
 from mitosis.errors import ConfigError, ModelError, PatchIndexError
 from mitosis.inference import Model, count_slide
+from mitosis.quantization import quantize
 from mitosis.score_calibration import UNCALIBRATED
 from mitosis.second_stage import add_second_stage, folds_of
 from mitosis.slides import open_slide
@@ -113,6 +114,7 @@ def test_both_stages_are_read_as_they_were_written(made):
     assert all((network.state_dict()[name] == value).all() for name, value in first.state_dict().items())
     assert load_verifier(folder / "both", read) is not None
     assert load_verifier(folder / "first", load_model(folder / "first")[1]) is None
+    quantize(load_verifier(folder / "both", read), read.verifier.int8_ranges)  # ready for a count in int8
 
 
 def test_a_count_with_the_second_stage_and_without(fields, made):

@@ -25,6 +25,7 @@ from mitosis.detections import Detections
 from mitosis.errors import ConfigError
 from mitosis.files import sha256
 from mitosis.inference import Model, count_slide
+from mitosis.quantization import quantize
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import UNCALIBRATED
 from mitosis.slides import open_slide
@@ -133,6 +134,12 @@ def test_the_second_stage_asks_one_that_knows_crops_and_one_that_does_not(releas
     for own, member in zip(together.members, members, strict=True):
         for name, weights in member.state_dict().items():
             assert torch.equal(own.state_dict()[name], weights)
+    ranges = card.verifier.int8_ranges  # type: ignore[union-attr]  # it has one
+    for number, part in enumerate(parts):
+        own_ranges = load_model(part)[1].verifier.int8_ranges  # type: ignore[union-attr]  # it has one
+        stem = "members.{}.stem.0"
+        assert ranges[stem.format(number)] == own_ranges[stem.format(0)]
+    quantize(together, ranges)  # ready for a count in int8
 
 
 @pytest.mark.slow

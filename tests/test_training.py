@@ -22,6 +22,7 @@ from mitosis.files import sole_writer
 from mitosis.losses import LOSSES
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
+from mitosis.quantization import quantize
 from mitosis.training import train
 from mitosis.unet import UNet
 from mitosis.validation import score_patches
@@ -105,6 +106,7 @@ def test_a_run_folder_holds_what_it_should(finished, index):
     assert card.validation["cases"] == [case for case, side in sides.items() if side == "val"]
     assert card.training["settings"] == TINY.model_dump(mode="json")
     assert card.mpp == 0.5
+    assert quantize(load_model(out)[0], card.int8_ranges).classes == 1  # ready for a count in int8
     with Image.open(out / "curves.png") as picture:
         assert picture.size == (990, 396)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mitosis.config import NetworkConfig
-from mitosis.engines import fold_batch_norm
+from mitosis.folding import fold_batch_norm
 from mitosis.unet import BLOCKS, UNet
 
 every_block = pytest.mark.parametrize("block", BLOCKS)
