@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mitosis.config import NetworkConfig, VerifierConfig
 from mitosis.errors import ModelError
 from mitosis.files import atomic_write, write_json
+from mitosis.quantization import Ranges
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.uncertainty import CaseCounts
 from mitosis.unet import UNet
@@ -67,7 +68,7 @@ class VerifierCard(BaseModel):
     validation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
-    int8_ranges: dict[str, tuple[float, float]] = {}
+    int8_ranges: Ranges = {}
 
 
 class ModelCard(BaseModel):
@@ -108,10 +109,15 @@ class ModelCard(BaseModel):
     validation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
-    int8_ranges: dict[str, tuple[float, float]] = {}
+    int8_ranges: Ranges = {}
     verifier: VerifierCard | None = None
     description: str = ""
     intended_use: str = "Research use only; not a medical device."
+
+    @property
+    def sha256(self) -> str:
+        """Of all that the card says, the hashes of the weights among it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def has_seen(self, case_id: str, source_sha256: str) -> bool:
         """Whether the model learned from this case, or from this very slide file under another name."""

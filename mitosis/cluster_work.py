@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mitosis.checkpoints import ModelCard
 from mitosis.config import CountConfig
 from mitosis.detections import Detections, concatenate
 from mitosis.engines import Engine
@@ -38,7 +37,7 @@ class Order:
     ----------
     n_bytes, dimensions
         Of the slide, so that another file under its path is noticed.
-    folder, sha256, runs_on
+    folder, card_sha256, runs_on
         The model, its weights and those of its second stage, and the engine that runs it here.
     version : str
         Of this package.
@@ -50,7 +49,7 @@ class Order:
     mpp: float
     stain: StainLevels | None
     folder: Path
-    sha256: tuple[str, str]
+    card_sha256: str
     runs_on: str
     version: str
     config: CountConfig
@@ -67,16 +66,12 @@ class Order:
             mpp=slide.mpp,
             stain=stain,
             folder=model.folder.absolute(),
-            sha256=_sha256(model.card),
+            card_sha256=model.card.sha256,
             runs_on=model.runs_on,
             version=versions()["mitosis-toolkit"],
             # Whatever `auto` would be there, it is the engine that was chosen here.
             config=config.model_copy(update={"engine": model.runs_on.split()[0]}),
         )
-
-
-def _sha256(card: ModelCard) -> tuple[str, str]:
-    return card.weights_sha256, card.verifier.weights_sha256 if card.verifier else ""
 
 
 def find_region(order: Order, tiles: Sequence[Tile]) -> Found:
@@ -104,7 +99,7 @@ def _at_work(order: Order) -> Iterator[tuple[Slide, Model]]:
         )
     with _LOADING:
         settings = order.config.engine, order.config.precision
-        model = _load(order.folder, order.sha256, order.runs_on, *settings, _process())
+        model = _load(order.folder, order.card_sha256, order.runs_on, *settings, _process())
     try:
         opened = open_slide(order.path, order.mpp)
     except SlideNotFoundError as error:
@@ -124,16 +119,14 @@ def _process() -> int | None:
 
 
 @lru_cache(maxsize=1)
-def _load(
-    folder: Path, sha256: tuple[str, str], runs_on: str, engine: str, precision: Any, process: int | None
-) -> Model:
+def _load(folder: Path, card_sha256: str, runs_on: str, engine: str, precision: Any, process: int | None) -> Model:
     """A model, once a process."""
     here = socket.gethostname()
     try:
         model = Model.load(folder, CountConfig(engine=engine, precision=precision), process)
     except ModelError as error:
         raise ModelError(f"On {here}: {error} Workers need the model at the same path.") from error
-    if _sha256(model.card) != sha256:
+    if model.card.sha256 != card_sha256:
         raise ModelError(f"{folder}: is another model on {here}. Copy the model anew.")
     if model.runs_on != runs_on:
         raise ClusterError(

@@ -13,7 +13,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a U-Net costs, whatever runs it.
+    """What a U-Net costs as it learned. As it is run (`mitosis.folding`) it costs less.
 
     Attributes
     ----------

@@ -3,10 +3,10 @@
 `ENGINES` has the ways to run it, the fastest first. All fold batch normalisation into the convolutions before it and
 agree with the plain float32 network to 1e-4 in every probability (1e-7 as a rule), if they run in float32.
 
-Megapixels per CPU second of a U-Net of width 16 and depth 3 (November 2026, two cores of an AMD EPYC with bfloat16 that
-were shared with other work); four tiles of 512 px on 1 and 2 threads, one tile of 1024 px on 1 and 2 threads:
-openvino 1.22, 1.20, 1.22, 1.17 (bfloat16 2.47, 2.45, 2.46, 2.38); onnxruntime 1.24, 1.18, 1.23, 1.19;
-torch 0.72, 0.66, 0.78, 0.64 (bfloat16 1.78, 1.22, 1.72, 1.18); before folding 0.60, 0.50, 0.68, 0.55.
+Megapixels per CPU second of a U-Net of width 16 and depth 3 (November 2026, two cores of an AMD EPYC with bfloat16);
+four tiles of 512 px on 1 and 2 threads, one tile of 1024 px on 1 and 2 threads: openvino 1.33, 1.34, 1.33, 1.30
+(bfloat16 2.83, 2.74, 2.88, 2.63; int8 4.04, 3.76, 3.93, 2.39); onnxruntime 1.20, 1.13, 1.26, 0.97; torch 0.90, 0.85,
+0.93, 0.81 (bfloat16 1.67, 1.77, 2.08, 1.56).
 """
 
 import io
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mitosis.errors import ConfigError
-from mitosis.folding import fold
+from mitosis.folding import fold, fold_batch_norm
 from mitosis.openvino_runner import OpenVINORunner
 from mitosis.runtime import import_extra, on_device
 
@@ -75,7 +75,9 @@ class _Scorer(nn.Module):
 
 def torch_scorer(network: nn.Module, device: torch.device, precision: Precision = "float32") -> nn.Module:
     """A copy of `network` for prediction: uint8 [B, H, W, 3] on `device` to float32 [B, H, W] there."""
-    scorer = _Scorer(fold(network), getattr(torch, precision))
+    # On a GPU a transposed convolution would go round `mitosis.runtime.without_tf32`, and need not repeat itself.
+    folded = fold(network) if device.type == "cpu" else fold_batch_norm(network)
+    scorer = _Scorer(folded, getattr(torch, precision))
     return scorer.to(device=device, dtype=scorer.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch types no memory_format
 
 
@@ -149,7 +151,7 @@ def onnxruntime_engine(network: nn.Module, device: torch.device, precision: Prec
     ConfigError
         `onnx` or `onnxruntime` is not installed.
     """
-    del device, precision  # the numbers of a network in int8 say so themselves
+    del device, precision
     return onnx_engine(onnx_model(network))
 
 
@@ -178,9 +180,10 @@ ENGINES: dict[str, Callable[[nn.Module, torch.device, Precision], Engine]] = {
 
 _RUNS: dict[str, tuple[Precision, ...]] = {
     "openvino": ("float32", "bfloat16", "int8"),
-    "onnxruntime": ("float32", "int8"),
+    "onnxruntime": ("float32",),  # of int8 it would do half in float32, and no faster
     "torch": ("float32", "bfloat16", "float16"),
 }
+"""What each can multiply in."""
 _NEEDS = {"openvino": ("onnx", "openvino"), "onnxruntime": ("onnx", "onnxruntime"), "torch": ()}
 
 
@@ -213,7 +216,7 @@ def build_engine(
         There is no such engine, its packages are not installed, or it cannot run in `precision`.
     """
     chosen = choose_engine(name, device, precision)
-    if precision == "float16" and (device.type == "cpu" or chosen != "torch"):
+    if precision == "float16" and device.type == "cpu":
         raise ConfigError("count.precision = float16: only torch on a GPU runs in it. Choose bfloat16 or float32.")
     if precision not in _RUNS[chosen]:
         able = " or ".join(engine for engine in ENGINES if precision in _RUNS[engine])

@@ -37,7 +37,7 @@ def fold_batch_norm(network: Network) -> Network:
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     for block in list(folded.modules()):
-        names = list(dict(block.named_children()))
+        names = list(block._modules)  # named_children leaves out what comes twice
         after = names[1:] if isinstance(block, nn.Sequential) else [f"{name}_norm" for name in names]
         for name, next_name in zip(names, after, strict=False):
             convolution, norm = getattr(block, name), getattr(block, next_name, None)

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mitosis.crops import CLASSES, FIGURE
 from mitosis.engines import OPSET, Precision, onnx_engine, to_input
 from mitosis.openvino_runner import OpenVINORunner
-from mitosis.quantization import quantize
+from mitosis.quantization import Ranges, quantize
 from mitosis.verifier import Verifier
 
 __all__ = ["SECOND_ENGINES", "EngineVerifier", "second_in_engine", "second_onnx"]
@@ -94,7 +94,7 @@ SECOND_ENGINES: dict[str, Callable[[Verifier, Precision], Run]] = {"openvino": _
 
 
 def second_in_engine(
-    network: Verifier, engine: str, precision: Precision = "float32", ranges: Mapping[str, tuple[float, float]] = {}
+    network: Verifier, engine: str, precision: Precision = "float32", ranges: Ranges | None = None
 ) -> Verifier:
     """The second stage run by `engine`, one of `mitosis.engines.ENGINES`, if that is another one than PyTorch.
 
@@ -105,7 +105,7 @@ def second_in_engine(
     if engine not in SECOND_ENGINES or transforms:
         return network
     if precision == "int8":
-        network = quantize(network, ranges)
+        network = quantize(network, ranges or {})
     build, in_flight = SECOND_ENGINES[engine], min(_IN_FLIGHT if engine == "openvino" else 1, torch.get_num_threads())
     return EngineVerifier(network, lambda member: build(member, precision), in_flight)
 

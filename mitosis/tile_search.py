@@ -1,6 +1,5 @@
 """Tiles of a slide through the network: a model ready to run, and what it finds in any set of tiles."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from mitosis.config import CountConfig
 from mitosis.covering import cover
 from mitosis.detections import Detections, concatenate, find_peaks, reach_px
 from mitosis.engines import Engine, build_engine, choose_engine, describe_engine
-from mitosis.errors import ConfigError
+from mitosis.errors import ConfigError, ModelError
 from mitosis.geometry import Box, Tile, grid_dimensions
 from mitosis.quantization import check_processor, quantize
 from mitosis.runtime import choose_device, versions
@@ -76,8 +75,8 @@ class Model:
         config, device = config or CountConfig(), choose_device(process)
         name, precision = choose_engine(config.engine, device, config.precision), config.precision
         if precision == "int8":
-            check_processor(name)
             network = quantize(network, card.int8_ranges)
+            check_processor(name)
         engine, runs_on = build_engine(network, device, name, precision), describe_engine(name, precision)
         in_flight = 2 if name == "torch" and device.type == "cuda" else 1
         return cls(engine, card, network.stride, network.margin, runs_on=runs_on, in_flight=in_flight)
@@ -92,13 +91,16 @@ class Model:
             A file is missing or damaged, or they do not belong together; or the card lacks the ranges for int8.
         """
         network, card = load_model(path)
-        model, second = cls.of(network, card, config, process), load_verifier(path, card)
-        if second is not None:
-            name, precision = model.runs_on.split()[0], (config or CountConfig()).precision
-            if name == "torch":  # the others run on the processor
-                second = second.to(choose_device(process))
-            ranges = card.verifier.int8_ranges if card.verifier else {}
-            second = second_in_engine(second, name, precision, ranges)
+        second, precision = load_verifier(path, card), (config or CountConfig()).precision
+        try:
+            model = cls.of(network, card, config, process)
+            if second is not None:
+                name, ranges = model.runs_on.split()[0], card.verifier.int8_ranges if card.verifier else None
+                if name == "torch":  # the others run on the processor
+                    second = second.to(choose_device(process))
+                second = second_in_engine(second, name, precision, ranges)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
         return replace(model, second=second, folder=path)
 
     def second_card(self, config: CountConfig) -> VerifierCard | None:
@@ -112,7 +114,7 @@ class Model:
             "settings": config.model_dump(mode="json"),
             "model_sha256": self.card.weights_sha256,
             "verifier_sha256": second.weights_sha256 if second else "",
-            "card_sha256": hashlib.sha256(self.card.model_dump_json().encode()).hexdigest(),
+            "card_sha256": self.card.sha256,
             "versions": versions() | ({"engine": self.runs_on} if self.runs_on else {}),
         }
 

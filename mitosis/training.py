@@ -185,7 +185,6 @@ class Run:
             **self.learner.state(),
             "best": self.best,
             "calibration": self.calibration,
-            "ranges": self.ranges,
             "history": [asdict(metrics) for metrics in self.history],
             "losses": self.losses,
             "start_card": self.start_card,
@@ -209,10 +208,11 @@ class Run:
             )
         self.learner.load_state(state)
         self.best, self.calibration = state["best"], state.get("calibration", [])
-        self.ranges = state.get("ranges", {})
         self.history = [Metrics(**metrics) for metrics in state["history"]]
         self.losses = state.get("losses", [])
         self.start_card = state["start_card"]
+        if self.best and self.ranks.is_first:
+            self.ranges = self._measure_ranges()
         return int(state["step"])
 
     def _save_best(self) -> ModelCard:

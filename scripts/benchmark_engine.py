@@ -17,9 +17,13 @@ from large_slides import MPP, write_large_slide
 from PIL import Image
 from safetensors.torch import save_file
 
-from mitosis.checkpoints import load_model
+from mitosis.checkpoints import ModelCard, load_model
 from mitosis.config import CountConfig, NetworkConfig, load_config
+from mitosis.engines import choose_engine
+from mitosis.errors import ConfigError
 from mitosis.models import find_model, shipped_models
+from mitosis.quantization import check_processor
+from mitosis.runtime import choose_device
 from mitosis.slides import open_slide
 from mitosis.tissue import find_tissue
 from mitosis.unet import UNet
@@ -81,7 +85,7 @@ def _contenders(path: Path, model: str | None, peer_python: Path | None) -> dict
         save_random_model(folder, path)
     network, card = load_model(folder)
     config, contenders = load_config().count, {}
-    for precision in PRECISIONS if card.int8_ranges else PRECISIONS[:-1]:
+    for precision in PRECISIONS if _runs_in_int8(card, config) else PRECISIONS[:-1]:
         for what, verify in (("one stage", False), ("as shipped", True)):
             settings = config.model_copy(update={"precision": precision, "verify": verify})
             job = {"slide": str(path), "model": str(folder), "config": settings.model_dump()}
@@ -95,6 +99,17 @@ def _contenders(path: Path, model: str | None, peer_python: Path | None) -> dict
         job = _peer_job(path, theirs, shape, config) | {"mpp": mpp, "threshold": card.threshold}
         contenders[name] = _Contender("tiatoolbox_count", job, peer_python)
     return contenders
+
+
+def _runs_in_int8(card: ModelCard, config: CountConfig) -> bool:
+    if not card.int8_ranges:
+        return False
+    try:
+        check_processor(choose_engine(config.engine, choose_device(), "int8"))
+    except ConfigError as error:
+        print(f"int8: left out. {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _peer_job(path: Path, network: UNet, shape: NetworkConfig, config: CountConfig) -> dict[str, Any]:

@@ -252,26 +252,23 @@ def join_members(models: Sequence[Path], out: Path) -> None:
     They have one first stage, and second stages of one shape.
     """
     network, card = load_model(models[0])
-    seconds = [load_verifier(path, load_model(path)[1]) for path in models]
-    members = [member for second in seconds if second is not None for member in second.members]
-    if card.verifier is None or len(members) < len(models):
-        raise SystemExit(f"{models[0].parent}: a model has no second stage. Delete it and run again.")
+    members, ranges = ModuleList(), Ranges()
+    for path in models:
+        own = load_model(path)[1]
+        second = load_verifier(path, own)
+        if second is None or own.verifier is None:
+            raise SystemExit(f"{path}: has no second stage. Delete it and run again.")
+        for name, met in own.verifier.int8_ranges.items():
+            what, number, where = name.split(".", 2)
+            ranges[f"{what}.{int(number) + len(members)}.{where}"] = met
+        members.extend(second.members)
+    assert card.verifier is not None
     settings = card.verifier.settings.model_copy(update={"members": len(members)})
     joined = Verifier.from_config(settings).eval()
-    joined.members = ModuleList(members)
-    described = card.verifier.model_copy(update={"settings": settings, "int8_ranges": _joined_ranges(models)})
+    joined.members = members
+    described = card.verifier.model_copy(update={"settings": settings, "int8_ranges": ranges})
     verifier = save_verifier(make_folder(out), joined, described)
     save_model(out, network.state_dict(), card.model_copy(update={"verifier": verifier}))
-
-
-def _joined_ranges(models: Sequence[Path]) -> Ranges:
-    """Those of several second stages of one member each, as members of one."""
-    cards = [load_model(path)[1].verifier for path in models]
-    return {
-        name.replace("members.0.", f"members.{number}."): met
-        for number, card in enumerate(cards)
-        for name, met in (card.int8_ranges if card else {}).items()
-    }
 
 
 def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str]) -> Path:

@@ -19,6 +19,8 @@ from PIL import Image
 
 from mitosis.checkpoints import load_model, save_model
 from mitosis.config import load_config
+from mitosis.errors import ConfigError
+from mitosis.quantization import Ranges
 
 Calls = list[tuple[str, Mapping[str, Any], str]]
 
@@ -151,13 +153,26 @@ def test_engine_without_peers_compares_ours_with_each_other(
     assert [f.name for f in figures[::3]] == [f"{own}, against one stage, float32" for own in others]
 
 
-def test_engine_asks_models_whose_card_has_ranges_in_int8_too(tiny_model: Path, tmp_path: Path) -> None:
-    for ranges in ({}, {"head": (0.0, 1.0)}):
-        network, card = load_model(tiny_model)
-        save_model(tiny_model, network.state_dict(), card.model_copy(update={"int8_ranges": ranges}))
-        contenders = benchmark_engine._contenders(tmp_path / "slide.tif", str(tiny_model), None)
-        expected = [own for own, _ in benchmark_engine.ROWS if ranges or "int8" not in own]
-        assert sorted(contenders) == sorted(expected)
+@pytest.mark.parametrize(("ranges", "exact"), [({}, True), ({"head": (0.0, 1.0)}, True), ({"head": (0.0, 1.0)}, False)])
+def test_engine_asks_in_int8_what_the_card_and_the_processor_allow(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ranges: Ranges,
+    exact: bool,
+) -> None:
+    def check(_engine: str) -> None:
+        if not exact:
+            raise ConfigError("This processor is not exact.")
+
+    monkeypatch.setattr(benchmark_engine, "check_processor", check)
+    network, card = load_model(tiny_model)
+    save_model(tiny_model, network.state_dict(), card.model_copy(update={"int8_ranges": ranges}))
+    contenders = benchmark_engine._contenders(tmp_path / "slide.tif", str(tiny_model), None)
+    expected = [own for own, _ in benchmark_engine.ROWS if (ranges and exact) or "int8" not in own]
+    assert sorted(contenders) == sorted(expected)
+    assert ("int8: left out. This processor is not exact." in capsys.readouterr().err) == (not exact)
 
 
 def test_a_process_says_what_it_took_or_why_it_failed(tmp_path: Path) -> None:

@@ -285,8 +285,7 @@ def test_auto_is_the_fastest_whose_packages_are_installed(only):
         (("onnx", "onnxruntime", "openvino"), "float32", "openvino"),
         (("onnx", "onnxruntime"), "float32", "onnxruntime"),
         (("onnx", "onnxruntime"), "bfloat16", "torch"),
-        (("onnx", "onnxruntime"), "int8", "onnxruntime"),
-        ((), "int8", "torch"),  # which then says that it cannot, and what can
+        (("onnx", "onnxruntime"), "int8", "torch"),  # which then says that it cannot, and what can
         (("onnxruntime", "openvino"), "float32", "torch"),
         ((), "float32", "torch"),
     ):

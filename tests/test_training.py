@@ -13,7 +13,7 @@ import torch
 from conftest import TINY, contents
 from PIL import Image
 
-from mitosis.checkpoints import load_model, load_state
+from mitosis.checkpoints import load_model, load_state, save_model
 from mitosis.config import Config, load_config
 from mitosis.descent import learning_rate
 from mitosis.errors import ConfigError, LeakageError, ModelError, OutputError, PatchIndexError
@@ -170,6 +170,13 @@ def test_a_finished_run_that_is_resumed_changes_nothing(index, finished, tmp_pat
     out = shutil.copytree(finished[0], tmp_path / "run")
     train(index, out, TINY, resume=True, on_step=killed_after(5))
     assert contents(out) == contents(finished[0])
+
+
+def test_a_run_of_an_earlier_version_gets_its_ranges_for_int8_when_it_is_resumed(index, finished, tmp_path):
+    out, card = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
+    save_model(out, load_model(out)[0].state_dict(), card.model_copy(update={"int8_ranges": {}}))
+    assert train(index, out, TINY, resume=True) == card
+    assert card.int8_ranges
 
 
 def test_a_run_can_begin_with_the_weights_of_another(index, finished, tmp_path):
