@@ -36,7 +36,7 @@ from mitosis.slides import (
     usable_mpp,
 )
 from mitosis.slides.openslide import OpenSlideSlide
-from mitosis.slides.tiff import TiffSlide
+from mitosis.slides.tiff import RECENT_BYTES, TiffSlide
 from mitosis.slides.tiff_index import downsample
 
 Pixels = NDArray[np.uint8]
@@ -717,6 +717,20 @@ def test_a_damaged_tile_of_a_coarse_level_is_listed_in_level_0_pixels(tmp_path: 
         assert [(bad.level, bad.box) for bad in slide.bad_tiles] == [(1, Box(256, 128, 300, 200))]
         with reopened(slide) as copy:
             assert copy.bad_tiles == ()
+
+
+def test_neighbouring_regions_share_a_decoded_tile_but_not_their_pixels(tmp_path: Path) -> None:
+    with TiffSlide(write(tmp_path / "a.tif", picture()), 0.25) as slide:
+        expected = slide.read_region((64, 64), 0, (64, 64))
+        kept = expected.copy()
+        expected[:] = 0
+        for x in (70, 80, 90):
+            np.testing.assert_array_equal(slide.read_region((x, 70), 0, (30, 30)), kept[6:36, x - 64 : x - 34])
+        np.testing.assert_array_equal(slide.read_region((64, 64), 0, (64, 64)), kept)
+        said = slide._whole.cache_info()
+        assert (said.hits, said.misses) == (4, 1)
+        assert said.maxsize is not None
+        assert said.maxsize * kept.nbytes <= RECENT_BYTES
 
 
 def test_threads_list_a_damaged_tile_once(tmp_path: Path) -> None:

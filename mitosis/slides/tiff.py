@@ -1,7 +1,7 @@
 """TIFF slides: SVS, generic pyramids, OME-TIFF, NDPI as far as tifffile indexes it, striped files.
 
 tifffile only reads the index. Tiles are read by position, so threads share one open file without a lock, and nothing
-larger than a tile is held beside what is asked for.
+is held beside what is asked for but a tile a thread, and those that were decoded last (16 MB).
 """
 
 import logging
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = ["TiffSlide", "open_tiff"]
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS, MAX_TILE_SIDE, MAX_STRIP_BYTES = 4e10, 8192, 1 << 28
+RECENT_BYTES = 1 << 24  # 85 tiles of 256 px: squares round neighbouring candidates share most of theirs
 PIECE_BYTES = 1 << 18  # an image stored as one uncompressed strip is read in pieces of about this size
 
 
@@ -102,6 +103,8 @@ class TiffSlide(Slide):
         except BaseException:
             self._file.close()
             raise
+        tile_bytes = 3 * math.prod(self._levels[0].tile_size)
+        self._whole = lru_cache(RECENT_BYTES // tile_bytes)(self._decode)
 
     def _open(self) -> None:
         n_pages = check_directories(self.path, self._file.fileno())
@@ -230,6 +233,8 @@ class TiffSlide(Slide):
         if plane.sparse[index] or (level, index) in self._bad:
             return None
         try:
+            if factor == 1 and plane.tile_size == self._levels[0].tile_size:
+                return self._whole(level, index)
             return plane.pixels(index, factor)
         except SlideError:
             raise
@@ -239,7 +244,13 @@ class TiffSlide(Slide):
                 self._bad.setdefault((level, index), bad)
             return None
 
+    def _decode(self, level: int, index: int) -> NDArray[np.uint8]:
+        tile = self._levels[level].pixels(index)
+        tile.flags.writeable = False  # it is kept, and others get it too
+        return tile
+
     def close(self) -> None:
+        self._whole.cache_clear()
         self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
