@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MPP, ArraySlide, busy_network, draw_field, random_places
+from torch import nn
 
 from mitosis.checkpoints import ModelCard
 from mitosis.config import CountConfig, NetworkConfig
@@ -21,6 +22,7 @@ from mitosis.engines import (
     describe_engine,
     to_input,
     torch_engine,
+    torch_scorer,
 )
 from mitosis.errors import ConfigError
 from mitosis.inference import Model, count_slide
@@ -136,6 +138,14 @@ def test_float32_engines_agree_with_the_network_as_trained(name, classes, block,
     assert (found.shape, found.dtype) == (images.shape[:3], np.float32)
     assert np.abs(found - expected).max() < 1e-4
     assert np.abs(found - expected).mean() < 1e-6
+
+
+def test_only_on_a_processor_enlarging_is_part_of_a_convolution():
+    """On a GPU the guard against TF32 knows ordinary convolutions alone."""
+    for device, expected in ((CPU, 1), (torch.device("meta"), 0)):
+        layers = list(torch_scorer(busy_network(depth=1), device).modules())
+        assert sum(isinstance(layer, nn.ConvTranspose2d) for layer in layers) == expected
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
 
 
 def test_an_image_gets_the_same_in_any_batch_of_any_size(name):

@@ -1,6 +1,7 @@
 """The second stage learns to tell round from square, and its scores do not hang on batches or neighbours."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
 from mitosis.looks import score_crops
 from mitosis.verification import train_verifier, verify
+from mitosis.verifier import Verifier
 
 
 def test_it_learns_to_tell_round_from_square(learned):
@@ -169,3 +171,19 @@ def test_a_gpu_gives_the_scores_of_the_processor(learned, views):
     )
     assert here.keys() == there.keys()
     assert max(abs(here[place] - there[place]) for place in here) < 2.5e-4
+
+
+def test_squares_are_read_block_by_block(monkeypatch):
+    """So that neighbours find the tiles that the last one was cut from."""
+    read, xy = [], np.random.default_rng(0).random((500, 2)) * 9000
+
+    def note(_slide, some, _mpp, side, _stain):
+        read.append(some)
+        return np.zeros((len(some), side, side, 3), np.uint8)
+
+    monkeypatch.setattr(module, "read_crops", note)
+    settings = verifier_settings(width=2, crop=16)
+    found = Detections(xy, np.full(500, 0.5), np.zeros(500))
+    verify(None, found, Verifier.from_config(settings).eval(), settings, None)
+    blocks = [tuple(block) for block in np.floor(np.concatenate(read) / 2048).tolist()]
+    assert len([block for block, _ in itertools.groupby(blocks)]) == len(set(blocks)) == 25

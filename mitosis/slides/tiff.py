@@ -1,7 +1,7 @@
 """TIFF slides: SVS, generic pyramids, OME-TIFF, NDPI as far as tifffile indexes it, striped files.
 
 tifffile only reads the index. Tiles are read by position, so threads share one open file without a lock, and nothing
-is held beside what is asked for but a tile a thread, and those that were decoded last (16 MB).
+is held beside what is asked for but a tile a thread, and those that small regions were cut from last (16 MB).
 """
 
 import logging
@@ -216,8 +216,11 @@ class TiffSlide(Slide):
             raise SlideError(f"{self.path}: this slide was closed. Open it again.")
         plane, shape = self._levels[level], (*region.size[::-1], 3)
         pixels: NDArray[np.uint8] | None = None
+        # Regions smaller than a tile share those of their neighbours; to keep those of others is 20 % slower.
+        sides = zip(region.size, plane.tile_size, self._levels[0].tile_size, strict=True)
+        keep = factor == 1 and all(side < own == first for side, own, first in sides)
         for index in plane.touched(Box(*(edge * factor for edge in region))):
-            tile, box = self._tile(level, index, factor), plane.box(index, factor)
+            tile, box = self._tile(level, index, factor, keep), plane.box(index, factor)
             if tile is None:
                 continue
             if box == region and tile.shape == shape:
@@ -227,15 +230,13 @@ class TiffSlide(Slide):
             paste(pixels, region, tile, box)
         return np.full(shape, 255, np.uint8) if pixels is None else pixels
 
-    def _tile(self, level: int, index: int, factor: int) -> NDArray[np.uint8] | None:
+    def _tile(self, level: int, index: int, factor: int, keep: bool) -> NDArray[np.uint8] | None:
         """Pixels of a tile, as large or reduced, or None where it was never scanned or is damaged."""
         plane = self._levels[level]
         if plane.sparse[index] or (level, index) in self._bad:
             return None
         try:
-            if factor == 1 and plane.tile_size == self._levels[0].tile_size:
-                return self._whole(level, index)
-            return plane.pixels(index, factor)
+            return self._whole(level, index) if keep else plane.pixels(index, factor)
         except SlideError:
             raise
         except Exception as error:  # every codec has errors of its own
