@@ -149,5 +149,6 @@ def import_extra(package: str, needed: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f"The package {package} is not installed. Run: pip install {needed} (or choose --engine torch)."
+            f"The package {package} is not installed. Run: pip install {needed} "
+            "(or choose --engine torch, which does not run in int8)."
         ) from error

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "ORIENTATIONS",
     "Count",
     "Fraction",
     "JitterConfig",
@@ -135,6 +136,10 @@ class TrainConfig(JitterConfig):
         return self
 
 
+ORIENTATIONS = {"none": 1, "p4": 4, "p4m": 8}
+"""Groups of symmetries of a picture, and how many orientations each has: quarter turns, and these mirrored."""
+
+
 class VerifierConfig(JitterConfig):
     """The second stage: a classifier that looks again at each candidate, and how it learns.
 
@@ -143,6 +148,9 @@ class VerifierConfig(JitterConfig):
 
     width: Annotated[int, Field(ge=1, le=128)] = 24
     """Channels of the first stage of blocks; the next two double them."""
+    symmetry: Literal["none", "p4", "p4m"] = "none"
+    """Filters come in all quarter turns (p4), or in these and mirrored (p4m), as many of them as there are channels; so
+    fewer weights are learned (`mitosis.symmetry`). What is learned runs as any other."""
     transformer: bool = False
     """Let the network turn, move and scale the crop before it looks (spatial transformer)."""
     mpp: Mpp = 0.25
@@ -194,6 +202,13 @@ class VerifierConfig(JitterConfig):
     """Without validation slides thresholds come from so many parts of the training cases, each scored by the rest."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _channels_stand_in_sets(self) -> Self:
+        n = ORIENTATIONS[self.symmetry]
+        if self.width % n:
+            raise ValueError(f"width ({self.width}) must be a multiple of {n} for symmetry {self.symmetry}")
+        return self
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> Self:

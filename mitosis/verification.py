@@ -23,6 +23,7 @@ from mitosis.runtime import choose_device, choose_dtype
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.slides import Slide
 from mitosis.stain import StainLevels
+from mitosis.symmetry import tie_orientations, untie_orientations
 from mitosis.threads import in_threads
 from mitosis.verifier import Classifier, Verifier
 
@@ -125,9 +126,8 @@ def _train_member(
 ) -> Classifier:
     batches, device = candidate_batches(candidates, settings), choose_device()
     torch.manual_seed(settings.seed)
-    network: Classifier = Classifier(settings.width, settings.crop, settings.transformer).to(  # type: ignore[call-overload]  # torch types no memory_format
-        device=device, memory_format=torch.channels_last
-    )
+    plain = Classifier(settings.width, settings.crop, settings.transformer).to(device)
+    network = tie_orientations(copy.deepcopy(plain), settings.symmetry).to(memory_format=torch.channels_last)
     warmup_steps = math.ceil(_WARMUP * settings.steps)
     advice = "Train it anew with a lower verifier.learning_rate."
     descent = Descent(network, copy.deepcopy(network), settings, warmup_steps, "Second stage", advice)
@@ -138,7 +138,7 @@ def _train_member(
             logits = network(to_input(images.to(device, non_blocking=True)))
         loss = functional.cross_entropy(logits.float(), labels.to(device, non_blocking=True))
         on_step(step, descent.step(step, loss))
-    average = descent.average.eval()
+    average = untie_orientations(descent.average, plain, settings.symmetry)
     if settings.smote:
         _rebalance(average, candidates, settings)
     return average
