@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +97,7 @@ def _at_work(order: Order) -> Iterator[tuple[Slide, Model]]:
             "Install the same on both."
         )
     with _LOADING:
-        settings = order.config.engine, order.config.precision
-        model = _load(order.folder, order.card_sha256, order.runs_on, *settings, _process())
+        model = _load(order.folder, order.card_sha256, order.runs_on, order.config, _process())
     try:
         opened = open_slide(order.path, order.mpp)
     except SlideNotFoundError as error:
@@ -119,11 +117,11 @@ def _process() -> int | None:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path, card_sha256: str, runs_on: str, engine: str, precision: Any, process: int | None) -> Model:
+def _load(folder: Path, card_sha256: str, runs_on: str, config: CountConfig, process: int | None) -> Model:
     """A model, once a process."""
     here = socket.gethostname()
     try:
-        model = Model.load(folder, CountConfig(engine=engine, precision=precision), process)
+        model = Model.load(folder, config, process)
     except ModelError as error:
         raise ModelError(f"On {here}: {error} Workers need the model at the same path.") from error
     if model.card.sha256 != card_sha256:

@@ -83,22 +83,23 @@ class Model:
 
     @classmethod
     def load(cls, path: Path, config: CountConfig | None = None, process: int | None = None) -> "Model":
-        """Both stages of the model in a folder, to run as `config` says; `process` as in `of`.
+        """The stages of the model in a folder that `config` asks for, to run as it says; `process` as in `of`.
 
         Raises
         ------
         ModelError
             A file is missing or damaged, or they do not belong together; or the card lacks the ranges for int8.
         """
+        config = config or CountConfig()
         network, card = load_model(path)
-        second, precision = load_verifier(path, card), (config or CountConfig()).precision
+        second = load_verifier(path, card) if config.verify else None
         try:
             model = cls.of(network, card, config, process)
             if second is not None:
                 name, ranges = model.runs_on.split()[0], card.verifier.int8_ranges if card.verifier else None
                 if name == "torch":  # the others run on the processor
                     second = second.to(choose_device(process))
-                second = second_in_engine(second, name, precision, ranges)
+                second = second_in_engine(second, name, config.precision, ranges)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
         return replace(model, second=second, folder=path)

@@ -1,5 +1,6 @@
 """Networks in whole numbers of 8 bits: near those in float32, and the same for any tiles."""
 
+import shutil
 from importlib.util import find_spec
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import MPP, ArraySlide, busy_network, save_network
 from torch import nn
 
 from mitosis import quantization
-from mitosis.checkpoints import ModelCard, load_model
+from mitosis.checkpoints import ModelCard, load_model, save_model
 from mitosis.config import CountConfig, NetworkConfig
 from mitosis.engines import build_engine, to_input, torch_engine
 from mitosis.errors import ConfigError, ModelError
@@ -184,6 +185,19 @@ def test_a_model_of_before_is_named_by_its_path(tmp_path):
     save_network(busy_network(), tmp_path / "old")
     with pytest.raises(ModelError, match=r"old: count\.precision = int8: the card does not say"):
         Model.load(tmp_path / "old", CountConfig(precision="int8", engine=ENGINE))
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_count_by_the_first_stage_asks_nothing_of_the_second(tmp_path):
+    """That of the model that ships, here without the ranges of its second stage, as if of an earlier version."""
+    shutil.copytree(find_model("default"), tmp_path / "old")
+    network, card = load_model(tmp_path / "old")
+    assert card.verifier is not None
+    second = card.verifier.model_copy(update={"int8_ranges": {}})
+    save_model(tmp_path / "old", network.state_dict(), card.model_copy(update={"verifier": second}))
+    with pytest.raises(ModelError, match=r"the card does not say what numbers members\.0"):
+        Model.load(tmp_path / "old", CountConfig(precision="int8", engine=ENGINE))
+    assert Model.load(tmp_path / "old", CountConfig(precision="int8", engine=ENGINE, verify=False)).second is None
 
 
 def test_pytorch_does_not_run_in_int8():
