@@ -11,7 +11,7 @@ at the left and at the top.
 
 References
 ----------
-Cohen & Welling: Group equivariant convolutional networks, ICML 2016, arXiv 1602.07576; for mitotic figures Lafarge et
+Cohen & Welling: Group equivariant convolutional networks, ICML 2016, arXiv 1602.07576; for mitotic figures Bekkers et
 al.: Roto-translation covariant convolutional networks, MICCAI 2018, arXiv 1804.03393.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from mitosis.sections import ORIENTATIONS
-from mitosis.verifier import Classifier
+from mitosis.verifier import DROPOUT, Classifier
 
 __all__ = ["tie_orientations", "untie_orientations"]
 
@@ -37,6 +37,8 @@ def tie_orientations(network: Classifier, symmetry: str) -> Classifier:
     if n > 1:
         for name, parameter, depends in _dependent(network, n):
             register_parametrization(network.get_submodule(name), parameter, depends)
+        # What is dropped is dropped in all orientations, or the others would tell it.
+        network.dropout = nn.Sequential(nn.Unflatten(1, (-1, n)), nn.Dropout1d(DROPOUT), nn.Flatten())
     return network
 
 

@@ -8,9 +8,11 @@ from torch.nn import functional
 
 from mitosis.config import VerifierConfig
 
-__all__ = ["Classifier", "SpatialTransformer", "Verifier"]
+__all__ = ["DROPOUT", "Classifier", "SpatialTransformer", "Verifier"]
 
 N_CLASSES = 3
+DROPOUT = 0.2
+"""Share of the features that a classifier does without while it learns."""
 
 
 class _Block(nn.Module):
@@ -113,7 +115,7 @@ class Classifier(nn.Module):
         )
         self.blocks = nn.Sequential(_Block(width, width), _Block(width, 2 * width), _Block(2 * width, 4 * width))
         self.last = nn.Linear(4 * width, N_CLASSES)
-        self.dropout = nn.Dropout(0.2)
+        self.dropout: nn.Module = nn.Dropout(DROPOUT)
 
     def features(self, images: Tensor) -> Tensor:
         """What the last layer decides by, [B, 4 width], of images [B, 3, side, side]."""

@@ -80,6 +80,14 @@ def test_weights_stay_tied_while_they_are_learned(symmetry):
         assert torch.equal(filters[:, number], _oriented(filters[:, 0], number))
 
 
+@pytest.mark.parametrize("symmetry", TIED)
+def test_a_feature_is_dropped_in_all_orientations_or_in_none(symmetry):
+    network = tie_orientations(Classifier(WIDTH, SIDE), symmetry).train()
+    kept = network.dropout(torch.ones(64, 4 * WIDTH)).unflatten(1, (-1, ORIENTATIONS[symmetry])).count_nonzero(dim=2)
+    assert set(kept.flatten().tolist()) == {0, ORIENTATIONS[symmetry]}
+    assert 0.7 < float(kept.bool().float().mean()) < 0.9
+
+
 def test_a_width_that_holds_no_whole_sets_is_refused():
     with pytest.raises(ConfigError, match=r"width \(6\) must be a multiple of 4"):
         load_config(None, ("verifier.symmetry=p4", "verifier.width=6"))
