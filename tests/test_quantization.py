@@ -172,6 +172,18 @@ def test_the_members_of_a_second_stage_are_rounded_each_by_itself():
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quantize(second, ranges).modules())
 
 
+def test_what_a_block_of_the_second_stage_is_given_is_rounded_once_for_both_ways():
+    second = Verifier(4, 16).eval()
+    ready = quantize(second, measure_ranges(second, [np.zeros((1, 16, 16, 3), np.uint8)]))
+    for block in ready.members[0].blocks:
+        seen: list[torch.Tensor] = []
+        block.first.register_forward_pre_hook(lambda _layer, given, seen=seen: seen.append(given[0]))
+        block(torch.rand(1, block.first.in_channels, 8, 8))
+        step = block.given.step
+        assert torch.allclose(seen[0] / step, (seen[0] / step).round(), atol=1e-3)
+        assert isinstance(block.first, nn.Conv2d)
+
+
 # What is said where it cannot be done
 
 
