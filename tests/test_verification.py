@@ -46,6 +46,18 @@ def test_with_the_transformer_it_learns_too(tmp_path):
     assert means[0] > means[1] + 0.3
 
 
+@pytest.mark.parametrize("symmetry", ["p4", "p4m"])
+def test_with_filters_in_all_orientations_it_learns_too(tmp_path, symmetry):
+    settings = verifier_settings(symmetry=symmetry, width=8, combine="replace")
+    network = train_verifier(candidate_set(tmp_path), settings)
+    filters = network.members[0].stem[0].weight.detach()  # of a plain network, which says nothing of its learning
+    assert torch.equal(filters[1], torch.rot90(filters[0], 1, (1, 2)))
+    slide, places = spots_slide(9)
+    scores = by_place(verify(slide, detections(places), network, settings, None))
+    means = [np.mean([scores[tuple(place)] for place in part.tolist()]) for part in (places[:8], places[8:])]
+    assert means[0] > means[1] + 0.3
+
+
 @pytest.mark.parametrize("views", [1, 8])
 def test_scores_hang_neither_on_the_batch_nor_on_the_other_candidates(learned, views):
     slide, places = spots_slide(9)
