@@ -177,11 +177,15 @@ def test_what_a_block_of_the_second_stage_is_given_is_rounded_once_for_both_ways
     ready = quantize(second, measure_ranges(second, [np.zeros((1, 16, 16, 3), np.uint8)]))
     for block in ready.members[0].blocks:
         seen: list[torch.Tensor] = []
-        block.first.register_forward_pre_hook(lambda _layer, given, seen=seen: seen.append(given[0]))
-        block(torch.rand(1, block.first.in_channels, 8, 8))
-        step = block.given.step
-        assert torch.allclose(seen[0] / step, (seen[0] / step).round(), atol=1e-3)
-        assert isinstance(block.first, nn.Conv2d)
+        for layer in (block.first, block.shortcut[0]):
+            layer.register_forward_pre_hook(lambda _layer, given, seen=seen: seen.append(given[0]))
+        images = torch.rand(1, block.first.in_channels, 8, 8)
+        block(images)
+        assert isinstance(block.first, nn.Conv2d)  # nothing is rounded before it a second time
+        rounded = block.given(images)
+        assert torch.equal(seen[0], rounded)
+        assert torch.equal(seen[1], nn.functional.avg_pool2d(rounded, 2))
+        assert not torch.equal(rounded, images)
 
 
 # What is said where it cannot be done
