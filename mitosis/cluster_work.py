@@ -130,7 +130,7 @@ def _load(folder: Path, card_sha256: str, runs_on: str, config: CountConfig, pro
         raise ClusterError(
             f"{here} runs networks with {model.runs_on}, and the command with {runs_on}. Install the same."
         )
-    return replace(model, engine=_one_at_a_time(model.engine))
+    return model if model.in_flight > 1 else replace(model, engine=_one_at_a_time(model.engine))
 
 
 def _one_at_a_time(engine: Engine) -> Engine:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mitosis.crops import CLASSES, FIGURE
 from mitosis.engines import OPSET, Precision, onnx_engine, to_input
-from mitosis.openvino_runner import OpenVINORunner
+from mitosis.openvino_runner import OpenVINORunner, streams
 from mitosis.quantization import Ranges, quantize
 from mitosis.verifier import Verifier
 
@@ -74,13 +74,8 @@ class _Outputs(nn.Module):
         return mean.softmax(dim=1)[:, CLASSES.index(FIGURE)] if self.pixels else mean
 
 
-_IN_FLIGHT = 4
-"""Batches of crops that OpenVINO is given at once, each on a thread of its own as far as there are such, so that none
-waits for another: of two stages that takes a tenth less time. In the first, where a batch is large, it takes memory."""
-
-
 def _openvino(network: Verifier, precision: Precision) -> Run:
-    run = OpenVINORunner(second_onnx(network), precision, _IN_FLIGHT)
+    run = OpenVINORunner(second_onnx(network), precision)
     return lambda images: run([images])[0]
 
 
@@ -106,7 +101,7 @@ def second_in_engine(
         return network
     if precision == "int8":
         network = quantize(network, ranges or {})
-    build, in_flight = SECOND_ENGINES[engine], min(_IN_FLIGHT if engine == "openvino" else 1, torch.get_num_threads())
+    build, in_flight = SECOND_ENGINES[engine], streams() if engine == "openvino" else 1
     return EngineVerifier(network, lambda member: build(member, precision), in_flight)
 
 

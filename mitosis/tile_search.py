@@ -16,6 +16,7 @@ from mitosis.detections import Detections, concatenate, find_peaks, reach_px
 from mitosis.engines import Engine, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError, ModelError
 from mitosis.geometry import Box, Tile, grid_dimensions
+from mitosis.openvino_runner import streams
 from mitosis.quantization import check_processor, quantize
 from mitosis.runtime import choose_device, versions
 from mitosis.second_engine import second_in_engine
@@ -42,7 +43,7 @@ class Model:
         Where it was loaded from.
     in_flight : int
         How many batches the engine may be given at once: with more than 1, by as many threads. On a GPU one batch is
-        on its way there or back while another is computed.
+        on its way there or back while another is computed; in OpenVINO none waits for another.
     """
 
     engine: Engine
@@ -78,7 +79,7 @@ class Model:
             network = quantize(network, card.int8_ranges)
             check_processor(name)
         engine, runs_on = build_engine(network, device, name, precision), describe_engine(name, precision)
-        in_flight = 2 if name == "torch" and device.type == "cuda" else 1
+        in_flight = streams() if name == "openvino" else 2 if device.type == "cuda" and name == "torch" else 1
         return cls(engine, card, network.stride, network.margin, runs_on=runs_on, in_flight=in_flight)
 
     @classmethod

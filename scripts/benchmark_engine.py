@@ -82,7 +82,7 @@ def _contenders(path: Path, model: str | None, peer_python: Path | None) -> dict
     if model or shipped_models():
         folder = find_model(model or "default")
     else:
-        save_random_model(folder, path)
+        save_random_model(folder, path, NetworkConfig(width=8, depth=3))
     network, card = load_model(folder)
     config, contenders = load_config().count, {}
     for precision in PRECISIONS if _runs_in_int8(card, config) else PRECISIONS[:-1]:

@@ -18,8 +18,9 @@ import torch
 from benchmark_figure import Figure, peak_mb
 from large_slides import write_large_slide
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from mitosis.checkpoints import ModelCard, VerifierCard, save_model, save_verifier
+from mitosis.checkpoints import ModelCard, VerifierCard, load_model, save_model, save_verifier
 from mitosis.config import CountConfig, NetworkConfig, VerifierConfig, load_config
 from mitosis.crops import CLASSES
 from mitosis.detections import concatenate, find_peaks
@@ -29,6 +30,7 @@ from mitosis.inference import count_slide
 from mitosis.models import find_model, shipped_models
 from mitosis.slides import Slide, open_slide
 from mitosis.stain import StainLevels, measure_stain
+from mitosis.threads import in_threads
 from mitosis.tile_search import Model, read_ahead, tiles_on
 from mitosis.tissue import find_tissue
 from mitosis.unet import UNet
@@ -52,8 +54,9 @@ def benchmark_slide(
     """Time and memory of counting drawn slides.
 
     On the first slide: time from file to count, without and with the second stage, against the slower of the network
-    alone (pixels in memory) and reading alone; what that is a mm² and for a slide of 1.5 cm² of tissue; CPU time and
-    memory for other tiles. On each further slide: peak memory and CPU time a mm² against those of the first.
+    alone (pixels in memory) and reading alone; what that is a mm² and for a slide of 1.5 cm² of tissue; the first two
+    for a random network of the shape that is trained by default; CPU time and memory for other tiles. On each further
+    slide: peak memory and CPU time a mm² against those of the first.
 
     Parameters
     ----------
@@ -71,8 +74,11 @@ def benchmark_slide(
         paths = [write_large_slide(folder or Path(scratch), side) for side in sides]
         weights = find_model(model or "default") if model or shipped_models() else Path(scratch) / "model"
         if not model and not shipped_models():
-            save_random_model(weights, paths[0])
+            save_random_model(weights, paths[0], NetworkConfig(width=8, depth=3))
         yield from _time_figures(paths[0], weights, config, rounds)
+        usual = Path(scratch) / "usual"
+        save_random_model(usual, paths[0], NetworkConfig())
+        yield from _usual_figures(paths[0], usual, config, rounds)
         yield from _tiling_figures(paths[0], weights, config, rounds)
         yield from _growth_figures(paths, weights, config)
 
@@ -107,28 +113,47 @@ def _take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
 
 
 def _time_figures(path: Path, weights: Path, config: CountConfig, rounds: int) -> Iterator[Figure]:
-    with open_slide(path) as slide:
-        work = _Work.of(slide, Model.load(weights, config), config)
-        stages = {"one stage": config.model_copy(update={"verify": False})}
-        if work.model.second is not None:
-            stages["two stages"] = config.model_copy(update={"verify": True})
-        contenders: dict[str, Callable[[], object]] = {
-            name: lambda settings=settings: count_slide(slide, path.stem, work.model, settings)  # type: ignore[misc]  # mypy infers no types of defaults
-            for name, settings in stages.items()
-        }
-        taken = _take_turns(contenders | {"network": work.run_network, "reading": work.read}, rounds)
+    stages = {"one stage": config.model_copy(update={"verify": False})}
+    if load_model(weights)[1].verifier is not None:
+        stages["two stages"] = config.model_copy(update={"verify": True})
+    taken, tissue_mm2 = _taken_by(path, weights, config, stages, rounds)
     network, reading = taken["network"], taken["reading"]
-    slower = max(network.wall_s, reading.wall_s)
     yield Figure.less_is_better("reading alone, against the network alone", reading.wall_s, "s", network.wall_s)
     for name in stages:
-        wall, cpu = taken[name].wall_s, taken[name].cpu_s
-        yield Figure.less_is_better(f"{name}, against the slower of both", wall, "s", slower)
-        both = network.cpu_s + reading.cpu_s
-        yield Figure.less_is_better(f"{name}, CPU time against that of both", cpu, "CPU s", both)
-        per_mm2 = np.array([wall, slower]) / work.tissue_mm2
+        yield from _against_parts(name, taken)
+        per_mm2 = np.array([taken[name].wall_s, max(network.wall_s, reading.wall_s)]) / tissue_mm2
         yield Figure.less_is_better(f"{name}, time a mm² of tissue", per_mm2[0], "s/mm²", per_mm2[1])
         minutes = (per_mm2 * SLIDE_MM2 / 60).tolist()
         yield Figure.less_is_better(f"{name}, a slide of {SLIDE_MM2:g} mm² of tissue", minutes[0], "min", minutes[1])
+
+
+def _usual_figures(path: Path, weights: Path, config: CountConfig, rounds: int) -> Iterator[Figure]:
+    name = "one stage of the shape that is trained by default"
+    precision = "bfloat16" if config.precision == "int8" else config.precision  # for int8 it would lack the ranges
+    config = config.model_copy(update={"verify": False, "precision": precision})
+    yield from _against_parts(name, _taken_by(path, weights, config, {name: config}, rounds)[0])
+
+
+def _against_parts(name: str, taken: Mapping[str, Taken]) -> Iterator[Figure]:
+    """A count against the network alone and reading alone."""
+    network, reading = taken["network"], taken["reading"]
+    slower, both = max(network.wall_s, reading.wall_s), network.cpu_s + reading.cpu_s
+    yield Figure.less_is_better(f"{name}, against the slower of both", taken[name].wall_s, "s", slower)
+    yield Figure.less_is_better(f"{name}, CPU time against that of both", taken[name].cpu_s, "CPU s", both)
+
+
+def _taken_by(
+    path: Path, weights: Path, config: CountConfig, counts: Mapping[str, CountConfig], rounds: int
+) -> tuple[dict[str, Taken], float]:
+    """What counts of a slide took, the network alone (`network`) and reading alone (`reading`), and its tissue, mm²."""
+    with open_slide(path) as slide:
+        work = _Work.of(slide, Model.load(weights, config), config)
+        contenders: dict[str, Callable[[], object]] = {
+            name: lambda settings=settings: count_slide(slide, path.stem, work.model, settings)  # type: ignore[misc]  # mypy infers no types of defaults
+            for name, settings in counts.items()
+        }
+        taken = _take_turns(contenders | {"network": work.run_network, "reading": work.read}, rounds)
+    return taken, work.tissue_mm2
 
 
 @dataclass(frozen=True)
@@ -158,11 +183,15 @@ class _Work:
 
     def run_network(self, n_batches: int | None = None) -> None:
         """The network for windows like those of all batches, or of the first ones; it takes as long for any pixels."""
-        size = self.config.batch_size
-        for start in range(0, len(self.tiles), size)[:n_batches]:
+        size, lanes = self.config.batch_size, self.model.in_flight
+
+        def run(start: int) -> None:
             windows = [tile.window.size for tile in self.tiles[start : start + size]]
             width, height = (max(sides) for sides in zip(*windows, strict=True))
             self.model.engine(np.full((len(windows), height, width, 3), 255, np.uint8))
+
+        for _ in in_threads(run, range(0, len(self.tiles), size)[:n_batches], lanes, ahead=lanes):
+            pass
 
 
 def _tiling_figures(path: Path, weights: Path, config: CountConfig, rounds: int) -> Iterator[Figure]:
@@ -229,13 +258,13 @@ def _count_here(path: Path, weights: Path, config: CountConfig) -> Apart:
     )
 
 
-def save_random_model(folder: Path, path: Path) -> ModelCard:
-    """Save a random U-Net of width 8 and depth 3 that finds `CANDIDATES_PER_MM2` on a slide, and a random second stage.
+def save_random_model(folder: Path, path: Path, shape: NetworkConfig) -> ModelCard:
+    """Save a random U-Net that finds `CANDIDATES_PER_MM2` on a slide, and a random second stage.
 
     Half of what the first stage finds is above its threshold.
     """
     torch.manual_seed(0)
-    shape, settings, mpp = NetworkConfig(width=8, depth=3), VerifierConfig(), load_config().extract.mpp
+    settings, mpp = VerifierConfig(), load_config().extract.mpp
     network, classes = UNet.from_config(shape), ("background", "mitotic figure")
     with open_slide(path) as slide:
         threshold = _set_by(network, slide, ModelCard(network=shape, classes=classes, mpp=mpp, threshold=0.5))
@@ -281,7 +310,7 @@ def _shift_for(
 
     def scores(shift: float) -> NDArray[np.float64]:
         found = (
-            find_peaks(1 / (1 + np.exp(-margin - shift)), tile.window, tile.core, tile.mpp, tile.mpp, floor)
+            find_peaks(expit(margin + shift), tile.window, tile.core, tile.mpp, tile.mpp, floor)
             for margin, tile in zip(margins, tiles, strict=True)
         )
         return concatenate(found).score

@@ -1,5 +1,8 @@
 """A worker: its part of a slide, and a sentence for what is not as it should be there."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -92,6 +95,21 @@ def test_a_worker_loads_the_model_once(order, monkeypatch):
     assert len(loaded) == 1
     assert found.n_tiles == len(order[1])
     assert len(found.detections) > 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_threads_of_a_worker_wait_for_each_other_only_where_they_must(order, model, monkeypatch, in_flight):
+    both = threading.Barrier(2)
+
+    def engine(images):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(10 if in_flight > 1 else 0.1)
+        return np.zeros(images.shape[:3], np.float32)
+
+    monkeypatch.setattr(Model, "load", lambda *_: replace(model, engine=engine, in_flight=in_flight))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda part: room.find_region(order[0], [part]), [order[1][0]] * 2))
+    assert both.broken is (in_flight == 1)
 
 
 @pytest.mark.parametrize(

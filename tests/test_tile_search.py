@@ -170,10 +170,12 @@ def test_no_more_is_read_than_is_in_work(workers):
 
 
 @pytest.mark.parametrize(
-    ("engine", "device", "expected"), [("torch", "cpu", 1), ("torch", "cuda", 2), ("openvino", "cuda", 1)]
+    ("engine", "device", "expected"),
+    [("torch", "cpu", 1), ("torch", "cuda", 2), ("onnxruntime", "cpu", 1), ("openvino", "cpu", 3)],
 )
-def test_only_torch_on_a_gpu_is_asked_by_several_threads(monkeypatch, engine, device, expected):
+def test_engines_are_asked_by_as_many_threads_as_serves_them(monkeypatch, engine, device, expected):
     asked = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(module, "choose_device", lambda number: asked.append(number) or torch.device(device))
     monkeypatch.setattr(module, "build_engine", lambda *_: None)
     monkeypatch.setattr(module, "describe_engine", lambda *_: "")
