@@ -4,9 +4,9 @@
 agree with the plain float32 network to 1e-4 in every probability (1e-7 as a rule), if they run in float32.
 
 Megapixels per CPU second of a U-Net of width 16 and depth 3 (November 2026, two cores of an AMD EPYC with bfloat16);
-four tiles of 512 px on 1 and 2 threads, one tile of 1024 px on 1 and 2 threads: openvino 1.33, 1.34, 1.33, 1.30
-(bfloat16 2.83, 2.74, 2.88, 2.63; int8 4.04, 3.76, 3.93, 2.39); onnxruntime 1.20, 1.13, 1.26, 0.97; torch 0.90, 0.85,
-0.93, 0.81 (bfloat16 1.67, 1.77, 2.08, 1.56).
+four tiles of 512 px on 1 and 2 threads, one tile of 1024 px on 1 thread and on 2 that share it: openvino 1.33, 1.34,
+1.33, 1.30 (bfloat16 2.83, 2.74, 2.88, 2.63; int8 4.04, 3.76, 3.93, 2.39, so none is shared any more); onnxruntime 1.20,
+1.13, 1.26, 0.97; torch 0.90, 0.85, 0.93, 0.81 (bfloat16 1.67, 1.77, 2.08, 1.56).
 """
 
 import io
