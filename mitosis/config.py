@@ -64,7 +64,7 @@ class CountConfig(Section):
     engine: str = "auto"
     """What runs the networks: a key of `mitosis.engines.ENGINES`, or `auto`, the fastest that is installed here."""
     precision: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Of 3,634 candidates that models of the recipe that ships count in float32, on left-out cases and crops, 3,623 stay
+    """Of 3,634 candidates that models of the shipped recipe count in float32, on left-out cases and crops, 3,623 stay
     in bfloat16 and 16 come, for two thirds of the time; in int8 3,603 and 65, for half. float16 is for GPUs only, int8
     for OpenVINO on processors with VNNI instructions."""
     views: Literal[1, 4, 8] = 1
