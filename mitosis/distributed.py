@@ -7,6 +7,7 @@ gradients are averaged before they are clipped.
 """
 
 import hashlib
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -138,6 +139,9 @@ def _connect(ranks: Ranks) -> Store:
                 "Lower --nproc-per-node of torchrun."
             )
         torch.cuda.set_device(local)
+    # `DistributedDataParallel` imports this. Imported while a group lives, it keeps the group and its threads for good,
+    # and a thread that still works when Python ends aborts the process.
+    importlib.import_module("torch._dynamo")
     meeting, rank, n_ranks = next(iter(rendezvous("env://", timeout=_PATIENCE)))
     store = PrefixStore(f"mitosis/{next(_RUNS)}", meeting)
     distributed.init_process_group(

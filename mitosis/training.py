@@ -88,7 +88,9 @@ def train(
         if ranks.is_first:
             _open_run(out, config, resume)
         ranks.wait()
-        return run.go(on_step, on_metrics)
+        card = run.go(on_step, on_metrics)
+        del run  # what ties it to the ranks goes while they are still connected
+        return card
 
 
 class Run:

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,9 +316,19 @@ def _train(patches, folder, fault):
     try:
         card = train(index, out, EXACT, resume=fault == "resumed", on_step=on_step)
         message = f"F1 {card.validation['f1']}"
+        (folder / f"threads-{rank}.txt").write_text(_threads())
     except (MitosisError, StoppedError) as error:
         message = f"{type(error).__name__}: {error}"
     (folder / f"{fault}-{rank}.txt").write_text(message)
+
+
+def _threads():
+    """Names of the threads of this process, a line each."""
+    names = ""
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended meanwhile
+            names += path.read_text()
+    return names
 
 
 def _train_in_turn(patches, folder, *faults):
@@ -353,6 +364,15 @@ def test_a_stop_of_the_first_process_ends_the_other_and_both_go_on_to_the_same_b
     assert first.startswith("F1 ")
     for name in ("model.safetensors", "model.json", "metrics.jsonl"):
         assert (faults / "stopped" / name).read_bytes() == (together[0] / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+def test_the_threads_that_connect_processes_end_with_the_run(faults):
+    """One that is alive when Python ends may abort the process, though all went well."""
+    for said in _said(faults, "threads"):
+        assert "python" in said
+        assert "gloo" not in said
 
 
 @pytest.mark.slow
