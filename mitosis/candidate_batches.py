@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,33 +20,64 @@ from mitosis.errors import PatchIndexError
 from mitosis.runtime import pinned
 from mitosis.threads import in_threads
 
-__all__ = ["candidate_batches", "draws"]
+__all__ = ["CandidateBatch", "candidate_batches", "draws"]
 
 _KEPT_BYTES = 1 << 30  # to open the file of a crop takes longer than all that is done with it
 
 
-def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Crops uint8 [B, side, side, 3] and classes int64 [B] of each step, made by a thread ahead of it.
+class CandidateBatch(NamedTuple):
+    """What a step of the second stage learns from.
 
-    Where there is a GPU they lie in pinned memory, so that they can be sent there while it works.
+    Attributes
+    ----------
+    images : uint8 [B, side, side, 3]
+    labels : int64 [B]
+        Places in `CLASSES`.
+    auxiliary : bool [B]
+        Whether they are of `verifier.auxiliary_domains`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    auxiliary: Tensor
+
+
+def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[CandidateBatch]:
+    """What each step is shown, made by a thread ahead of it.
+
+    Where there is a GPU it lies in pinned memory, so that it can be sent there while it works.
 
     Raises
     ------
     PatchIndexError
-        There is no figure among the candidates, or nothing else; or domains are to be balanced, and that of a slide is
-        not known.
+        There is no figure among the candidates, or nothing else; or the domains of slides matter, and one is not known.
     """
     labels = np.array([candidate.label for candidate in candidates.candidates])
-    pools = {name: np.flatnonzero(labels == name) for name in CLASSES}
+    by_domain = settings.balance_domains or settings.auxiliary_domains
+    domains = _domains(candidates) if by_domain else np.zeros(len(labels), np.str_)
+    auxiliary = np.isin(domains, settings.auxiliary_domains)
+    n, n_auxiliary = settings.batch_parts
+    sorts = [(n, ~auxiliary, "outside verifier.auxiliary_domains" if n_auxiliary else "")]
+    if n_auxiliary:
+        sorts.append((n_auxiliary, auxiliary, "of verifier.auxiliary_domains"))
+    orders = []
+    for size, among, where in sorts:
+        pools = {name: np.flatnonzero((labels == name) & among) for name in CLASSES}
+        _refuse_one_class(pools, candidates.folder, where)
+        own = settings.model_copy(update={"batch_size": size})
+        orders.append(draws(pools, own, domains if settings.balance_domains else None))
+    order = (list(itertools.chain(*some)) for some in zip(*orders, strict=True))
+    return in_threads(_Shown(candidates, settings).batch, order, 1, ahead=2)
+
+
+def _refuse_one_class(pools: dict[str, NDArray[np.int64]], folder: Path, where: str) -> None:
     if not len(pools[FIGURE]) or len(pools[FIGURE]) == sum(map(len, pools.values())):
         missing = "nothing but mitotic figures" if len(pools[FIGURE]) else "no mitotic figure"
+        among = f"the candidates {where}".rstrip()
         raise PatchIndexError(
-            f"{candidates.folder}: {missing} among the candidates, so there is nothing to tell apart. "
+            f"{folder}: {missing} among {among}, so there is nothing to tell apart. "
             "Add marked slides, or lower verifier.score_floor."
         )
-    shown = _Shown(candidates, settings)
-    order = draws(pools, settings, _domains(candidates) if settings.balance_domains else None)
-    return in_threads(shown.batch, order, 1, ahead=2)
 
 
 def _domains(candidates: CandidateSet) -> NDArray[np.str_]:
@@ -52,7 +85,7 @@ def _domains(candidates: CandidateSet) -> NDArray[np.str_]:
         if not slide.domain:
             raise PatchIndexError(
                 f"{candidates.folder}: nothing says of which domain the slide {name} is. Collect the candidates "
-                "anew with --domain, or leave verifier.balance_domains off."
+                "anew with --domain, or leave verifier.balance_domains and auxiliary_domains off."
             )
     return np.array([candidates.slides[candidate.slide_id].domain for candidate in candidates.candidates])
 
@@ -64,11 +97,14 @@ class _Shown:
     candidates: CandidateSet
     settings: VerifierConfig
 
-    def batch(self, draws: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def batch(self, draws: Sequence[tuple[int, int]]) -> CandidateBatch:
         """The crops of some (row, how often it was shown before), and what they are."""
-        labels = [CLASSES.index(self.candidates.candidates[row].label) for row, _ in draws]
-        images = np.stack([self._item(row, time) for row, time in draws])
-        return pinned(torch.from_numpy(images)), pinned(torch.tensor(labels))
+        chosen = [self.candidates.candidates[row] for row, _ in draws]
+        images = torch.from_numpy(np.stack([self._item(row, time) for row, time in draws]))
+        labels = torch.tensor([CLASSES.index(one.label) for one in chosen])
+        domains = [self.candidates.slides[one.slide_id].domain for one in chosen]
+        auxiliary = torch.tensor([domain in self.settings.auxiliary_domains for domain in domains])
+        return CandidateBatch(pinned(images), pinned(labels), pinned(auxiliary))
 
     def _item(self, row: int, time: int) -> NDArray[np.uint8]:
         """A crop as the network sees it; what it is depends on (seed, row, time) alone."""

@@ -174,6 +174,12 @@ class VerifierConfig(JitterConfig):
     balance_domains: bool = False
     """Show others, and look-alikes, of each domain as often as its figures, as far as there are such, so that the look
     of a scanner tells little; what is of a domain without figures is not shown beside others of its class."""
+    auxiliary_domains: tuple[str, ...] = ()
+    """Domains whose figures are marked by other rules, or chosen by others, than those of the slides to count. All that
+    is learned from them is what nuclei look like: of three last layers one learns from these domains, one from the
+    rest, and one from both, and the mean of the latter two counts."""
+    auxiliary_share: Annotated[float, Field(gt=0, lt=1)] = 0.33
+    """Share of a batch that is of these domains."""
     augment: Fraction = 0.3
     """Strength of augmentation, the same for all: were it heavier for figures, blur and noise would tell them."""
     shift: Annotated[int, Field(ge=0, le=32)] = 5
@@ -216,9 +222,17 @@ class VerifierConfig(JitterConfig):
             raise ValueError(
                 f"figure_share + look_alike_share ({self.figure_share + self.look_alike_share:g}) must not exceed 1"
             )
-        if not 1 <= round(self.figure_share * self.batch_size) < self.batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) leaves no room for figures and others with a figure_share of "
-                f"{self.figure_share:g}"
-            )
+        for n in self.batch_parts if self.auxiliary_domains else self.batch_parts[:1]:
+            if not 1 <= round(self.figure_share * n) < n:
+                of_auxiliary = f" and an auxiliary_share of {self.auxiliary_share:g}" if self.auxiliary_domains else ""
+                raise ValueError(
+                    f"batch_size ({self.batch_size}) leaves no room for figures and others with a figure_share of "
+                    f"{self.figure_share:g}{of_auxiliary}"
+                )
         return self
+
+    @property
+    def batch_parts(self) -> tuple[int, int]:
+        """How many candidates of a batch are of other domains than the auxiliary ones, and how many are of these."""
+        auxiliary = round(self.auxiliary_share * self.batch_size) if self.auxiliary_domains else 0
+        return self.batch_size - auxiliary, auxiliary

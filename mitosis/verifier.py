@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mitosis.config import VerifierConfig
 
-__all__ = ["DROPOUT", "Classifier", "SpatialTransformer", "Verifier"]
+__all__ = ["DROPOUT", "N_CLASSES", "Classifier", "SpatialTransformer", "Verifier"]
 
 N_CLASSES = 3
 DROPOUT = 0.2

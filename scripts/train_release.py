@@ -4,9 +4,9 @@ Example: python scripts/train_release.py DATA --out release
 
 DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamatsu) and `amibr` (AMi-Br, crops round
 figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
-nothing but figures, so a network learns to tell crops from fields. The second stage has two members: one learns from
-some crops too, and from dark nuclei beside their figures (`crop_candidates`), the other from fields alone. The first
-finds more figures of other scanners, the other takes less of what is new for one; together they are better than either.
+nothing but figures, so a network learns to tell crops from fields. The second stage learns from some crops too, and
+from dark nuclei beside their figures (`crop_candidates`), but as from auxiliary domains: what is a figure there is told
+by a last layer of their own, as those who marked them went by other rules.
 The settings are those of release.yaml beside this file. For each fold (`release_folds`), and once for all cases
 together, a first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes
 on learning with its false positives before). What is left out of a fold is then predicted, and all that is reported,
@@ -20,7 +20,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
 from release_folds import CASES, FIELDS, FOLDS, FROM, WITHIN, Use, use_of
 from release_report import Quality, calibration_errors, read_stage
-from torch.nn import ModuleList
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
@@ -43,13 +42,11 @@ from mitosis.files import atomic_write, make_folder, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.mining import mine, read_marks
 from mitosis.patches import Patch, PatchIndex
-from mitosis.quantization import Ranges
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import ScoreCalibration, fit_calibration
 from mitosis.second_stage import add_second_stage
 from mitosis.slides import open_slide
 from mitosis.training import train
-from mitosis.verifier import Verifier
 
 RECIPE = Path(__file__).with_name("release.yaml")
 
@@ -57,12 +54,7 @@ VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 """Training wants to validate on something that nothing is chosen by; crops are the least loss."""
 
 CROPS_EVERY = 2
-"""The member that learns from crops is shown those of every so manieth slide, lest figures of fields be drowned."""
-
-WITH_CROPS = "crops"
-MEMBERS: dict[str, tuple[str, ...]] = {WITH_CROPS: ("verifier.balance_domains=true",), "fields": ()}
-"""Settings of the members of the second stage, in the order in which they are asked: the first learns from crops too,
-and loses fewest figures of scanners that the fields do not show."""
+"""The second stage is shown the crops of every so manieth slide; with all of them it was no better."""
 
 TUNE = (
     "train.steps=1500",
@@ -174,25 +166,19 @@ class Fold:
             first = self._train("tuned", self.tune, start=first, more=[PatchIndex.read(mined)])
         both = self.out / "both"
         if not (both / "model.json").exists():
-            self._train_members(first, seen)
-            join_members([self.out / name for name in MEMBERS], both)
+            self._train_second(first, seen, both)
         self._predict(first)
         self._predict(both)
 
-    def _train_members(self, first: Path, seen: Sequence[SlideSource]) -> None:
-        """Second stages that learn from the same candidates of fields, one of them from pictures of figures too."""
+    def _train_second(self, first: Path, seen: Sequence[SlideSource], out: Path) -> None:
+        """A second stage that learns from candidates of fields, and from pictures of figures."""
         model, folder = self._model(first), self.out / "crop-candidates"
         marked = [slide for slide in seen if slide.domain in FIELDS or slide.case_id in VALIDATION]
         fields = collect_candidates(marked, model, self.out / "candidates", self.config)
         crops = write_crop_candidates(
             self.data.source / "amibr", self._some_crops(), folder, self.config.verifier, model.card.weights_sha256
         )
-        for name, settings in MEMBERS.items():
-            if not (self.out / name / "model.json").exists():
-                config = load_config(RECIPE, (*settings, *self.options.set))
-                candidates = CandidateSet.join(fields, crops) if name == WITH_CROPS else fields
-                report = partial(self._report_member, name)
-                add_second_stage(first, candidates, self.out / name, config, on_step=report)
+        add_second_stage(first, CandidateSet.join(fields, crops), out, self.config, on_step=self._report)
 
     def _some_crops(self) -> list[SlideSource]:
         """Slides of crops for the second stage: of all that there are, figures of fields would be drowned in them."""
@@ -215,9 +201,6 @@ class Fold:
     def _report(self, name: str, step: int, loss: float) -> None:
         if step % 100 == 0:
             print(f"{self.name} {name}: step {step}, loss {loss:.3f}", flush=True)
-
-    def _report_member(self, name: str, _what: str, step: int, loss: float) -> None:
-        self._report(f"second stage, {name}", step, loss)
 
     def _predict(self, model: Path) -> None:
         """Candidates of the slides that the models of this fold have not seen, and their marks."""
@@ -244,31 +227,6 @@ class Fold:
                     }
                 )
         write_json(path, rows)
-
-
-def join_members(models: Sequence[Path], out: Path) -> None:
-    """Write a model whose second stage asks those of several models together; all else is that of the first of them.
-
-    They have one first stage, and second stages of one shape.
-    """
-    network, card = load_model(models[0])
-    members, ranges = ModuleList(), Ranges()
-    for path in models:
-        own = load_model(path)[1]
-        second = load_verifier(path, own)
-        if second is None or own.verifier is None:
-            raise SystemExit(f"{path}: has no second stage. Delete it and run again.")
-        for name, met in own.verifier.int8_ranges.items():
-            what, number, where = name.split(".", 2)
-            ranges[f"{what}.{int(number) + len(members)}.{where}"] = met
-        members.extend(second.members)
-    assert card.verifier is not None
-    settings = card.verifier.settings.model_copy(update={"members": len(members)})
-    joined = Verifier.from_config(settings).eval()
-    joined.members = members
-    described = card.verifier.model_copy(update={"settings": settings, "int8_ranges": ranges})
-    verifier = save_verifier(make_folder(out), joined, described)
-    save_model(out, network.state_dict(), card.model_copy(update={"verifier": verifier}))
 
 
 def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str]) -> Path:

@@ -78,6 +78,44 @@ def test_the_domains_of_slides_are_what_is_balanced(tmp_path, monkeypatch):
         candidate_batches(unknown, verifier_settings(balance_domains=True))
 
 
+def with_domains(candidates, *domains):
+    """The slides S1, S2, ... as of these domains."""
+    slides = zip(candidates.slides.items(), domains, strict=True)
+    return replace(candidates, slides={name: replace(slide, domain=domain) for (name, slide), domain in slides})
+
+
+def test_auxiliary_domains_have_their_share_of_a_batch_and_are_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "augment", lambda image, mask, *_: (image, mask))
+    candidates = with_domains(candidate_set(tmp_path), "a", "b", "c")
+    settings = verifier_settings(auxiliary_domains=("b", "c"), auxiliary_share=0.25, shift=0, steps=8)
+    domain_of = {
+        candidates.crop(row)[8:40, 8:40].tobytes(): candidates.slides[row.slide_id].domain
+        for row in candidates.candidates
+    }
+    seen = set()
+    for images, labels, auxiliary in candidate_batches(candidates, settings):
+        domains = np.array([domain_of[image.tobytes()] for image in images.numpy()])
+        assert auxiliary.tolist() == (domains != "a").tolist() == [False] * 12 + [True] * 4
+        assert [int((labels[part] == 1).sum()) for part in (~auxiliary, auxiliary)] == [4, 1]
+        seen |= set(domains)
+    assert seen == {"a", "b", "c"}
+    batches = candidate_batches(candidates, verifier_settings(steps=3))
+    assert not any(batch.auxiliary.any() for batch in batches)
+
+
+def test_each_sort_of_domains_has_figures_and_others(tmp_path):
+    candidates = with_domains(candidate_set(tmp_path, labels=(FIGURE, FIGURE)), "a", "b", "b")
+    with pytest.raises(
+        PatchIndexError, match=r"nothing but mitotic figures among the candidates outside verifier\.aux"
+    ):
+        candidate_batches(candidates, verifier_settings(auxiliary_domains=("b",)))
+    candidates = with_domains(candidate_set(tmp_path), "a", "a", "a")
+    with pytest.raises(PatchIndexError, match=r"no mitotic figure among the candidates of verifier\.aux"):
+        candidate_batches(candidates, verifier_settings(auxiliary_domains=("b",)))
+    with pytest.raises(PatchIndexError, match="of which domain the slide S2 is"):
+        candidate_batches(with_domains(candidates, "a", "", "b"), verifier_settings(auxiliary_domains=("b",)))
+
+
 def test_an_item_has_a_stream_of_its_own(tmp_path, monkeypatch):
     seeds = []
 
@@ -97,7 +135,7 @@ def test_crops_of_the_index_are_cut_to_the_middle(tmp_path, monkeypatch):
     seen = candidate_batches(candidate_set(tmp_path, seeds=(1,)), verifier_settings(shift=0, steps=2))
     slide, places = spots_slide(1)
     expected = read_crops(slide, places, MPP, QUICK_VERIFIER.crop, None)
-    for images, labels in seen:
+    for images, labels, _ in seen:
         for image, label in zip(images.numpy(), labels.tolist(), strict=True):
             rows = expected[:8] if label == 1 else expected[8:]
             assert any(np.array_equal(image, crop) for crop in rows)
@@ -109,7 +147,7 @@ JITTERS = {"resolution_jitter": 0.2, "fourier_share": 1.0, "colour_jitter": 0.2,
 def shown(candidates, **changes):
     """The crops of two steps, and what they are."""
     settings = verifier_settings(**{"steps": 2, "augment": 0.0, "shift": 0, "fourier_beta": 0.1} | changes)
-    images, labels = zip(*candidate_batches(candidates, settings), strict=True)
+    images, labels, _ = zip(*candidate_batches(candidates, settings), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -163,7 +201,7 @@ def test_a_thread_makes_the_same_batches_in_order_and_no_more_than_three_ahead(t
     expected = [direct.batch(rows) for rows in order]
     batch = module._Shown.batch
     monkeypatch.setattr(module._Shown, "batch", lambda self, rows: made.append(0) or batch(self, rows))
-    for number, (images, classes) in enumerate(candidate_batches(candidates, settings)):
+    for number, (images, classes, _) in enumerate(candidate_batches(candidates, settings)):
         assert len(made) <= number + 3
         assert torch.equal(images, expected[number][0])
         assert torch.equal(classes, expected[number][1])

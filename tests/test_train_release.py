@@ -9,7 +9,6 @@ import crop_mosaics
 import numpy as np
 import pytest
 import release_report
-import torch
 import train_release
 from conftest import draw_field, random_places
 from crop_candidates import stain_beside_figures, write_crop_candidates
@@ -25,7 +24,6 @@ from mitosis.detections import Detections
 from mitosis.errors import ConfigError
 from mitosis.files import sha256
 from mitosis.inference import Model, count_slide
-from mitosis.quantization import quantize
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import UNCALIBRATED
 from mitosis.slides import open_slide
@@ -78,7 +76,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (dataset, slide) in enumerate(CROPS):
         for n in range(2):
             name = f"{dataset}_{number}_{n}.png"
-            Image.fromarray(draw_field([(64, 64)], (), 128, 128, seed=n, radius=14)).save(folder / "amibr" / name)
+            picture = draw_field([(64, 64), (94, 96)], (), 128, 128, seed=n, radius=14)
+            Image.fromarray(picture).save(folder / "amibr" / name)
             rows.append(f"{name},{dataset},{slide},normal,,")
     (folder / "amibr" / "crops.csv").write_text("\n".join(rows) + "\n")
     return folder
@@ -120,26 +119,13 @@ def test_no_model_of_a_fold_has_seen_what_it_left_out(released: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_second_stage_asks_one_that_knows_crops_and_one_that_does_not(released: Path) -> None:
-    parts = [released / "a" / name for name in train_release.MEMBERS]
-    crops, fields = (set(load_model(part)[1].verifier.training["cases"]) for part in parts)  # type: ignore[union-attr]  # it has one
-    assert all(case.isdigit() for case in fields)
-    assert fields < crops
-    settings = [load_model(part)[1].verifier.settings for part in parts]  # type: ignore[union-attr]  # it has one
-    assert [some.balance_domains for some in settings] == [True, False]
+def test_the_second_stage_learns_from_crops_as_from_auxiliary_domains(released: Path) -> None:
     _, card = load_model(released / "a" / "both")
-    together = load_verifier(released / "a" / "both", card)
-    members = [load_verifier(part, load_model(part)[1]).members[0] for part in parts]  # type: ignore[union-attr]  # each has one
-    assert together is not None
-    for own, member in zip(together.members, members, strict=True):
-        for name, weights in member.state_dict().items():
-            assert torch.equal(own.state_dict()[name], weights)
-    ranges = card.verifier.int8_ranges  # type: ignore[union-attr]  # it has one
-    for number, part in enumerate(parts):
-        own_ranges = load_model(part)[1].verifier.int8_ranges  # type: ignore[union-attr]  # it has one
-        stem = "members.{}.stem.0"
-        assert ranges[stem.format(number)] == own_ranges[stem.format(0)]
-    quantize(together, ranges)  # ready for a count in int8
+    assert card.verifier is not None
+    manifest = (released / "data" / "mosaics" / "manifest.csv").read_text().splitlines()
+    scanners = {line.split(",")[2] for line in manifest[1:]}
+    assert scanners == set(card.verifier.settings.auxiliary_domains)
+    assert card.verifier.settings.members == 2
 
 
 @pytest.mark.slow

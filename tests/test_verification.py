@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +17,15 @@ from conftest import (
     spots_slide,
     verifier_settings,
 )
+from torch.nn.functional import cross_entropy
 
 from mitosis import verification as module
-from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, read_crops
+from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, CandidateSet, read_crops
 from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
 from mitosis.looks import score_crops
 from mitosis.verification import train_verifier, verify
-from mitosis.verifier import Verifier
+from mitosis.verifier import N_CLASSES, Classifier, Verifier
 
 
 def test_it_learns_to_tell_round_from_square(learned):
@@ -56,6 +58,45 @@ def test_with_filters_in_all_orientations_it_learns_too(tmp_path, symmetry):
     scores = by_place(verify(slide, detections(places), network, settings, None))
     means = [np.mean([scores[tuple(place)] for place in part.tolist()]) for part in (places[:8], places[8:])]
     assert means[0] > means[1] + 0.3
+
+
+def test_other_rules_of_auxiliary_domains_are_not_learned(tmp_path):
+    """There square is a figure; whoever learned both rules as one could tell nothing apart."""
+    here = candidate_set(tmp_path / "here")
+    there = candidate_set(tmp_path / "there", labels=(OTHER, FIGURE), seeds=(4, 5, 6))
+    both = CandidateSet.join(*(with_domain(some, name) for some, name in ((here, "here"), (there, "there"))))
+    settings = verifier_settings(auxiliary_domains=("there",), auxiliary_share=0.5, batch_size=32, steps=60)
+    network = train_verifier(both, settings)
+    assert network.members[0].last.weight.shape == (N_CLASSES, 4 * settings.width)
+    slide, places = spots_slide(9)
+    scores = by_place(verify(slide, detections(places), network, settings, None))
+    rounds, squares = ([scores[tuple(place)] for place in part.tolist()] for part in (places[:8], places[8:]))
+    assert min(rounds) > max(squares)
+
+
+def with_domain(candidates, domain):
+    slides = {name: replace(slide, domain=domain) for name, slide in candidates.slides.items()}
+    return replace(candidates, slides=slides)
+
+
+def test_the_loss_is_the_mean_of_what_is_said_for_all_and_for_each_sort():
+    logits, labels = torch.randn(4, 3 * N_CLASSES), torch.tensor([0, 1, 2, 1])
+    auxiliary = torch.tensor([False, True, False, True])
+    for_rest, for_all, for_auxiliary = logits.split(N_CLASSES, dim=1)
+    own = [(for_auxiliary if is_auxiliary else for_rest)[row] for row, is_auxiliary in enumerate(auxiliary)]
+    expected = (cross_entropy(torch.stack(own), labels) + cross_entropy(for_all, labels)) / 2
+    torch.testing.assert_close(module._loss(logits, labels, auxiliary), expected)
+    torch.testing.assert_close(module._loss(for_all, labels, auxiliary), cross_entropy(for_all, labels))
+
+
+def test_what_counts_is_the_mean_of_the_layers_for_all_and_for_the_rest():
+    network = Classifier(2)
+    network.last = torch.nn.Linear(8, 3 * N_CLASSES)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for_rest, for_all, _ = network.eval()(images).split(N_CLASSES, dim=1)
+        torch.testing.assert_close(module._keep_heads(network)(images), (for_rest + for_all) / 2)
+        torch.testing.assert_close(module._keep_heads(network)(images), (for_rest + for_all) / 2)
 
 
 @pytest.mark.parametrize("views", [1, 8])
