@@ -61,3 +61,21 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.touch()
     assert load_config(path) == Config()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("verifier.batch_size=2", "verifier.figure_share=0.1"), "no room for figures and others with a figure_share"),
+        (("verifier.auxiliary_domains=[a]", "verifier.auxiliary_share=0.01"), "and an auxiliary_share of 0.01"),
+        (("verifier.auxiliary_domains=[a]", "verifier.auxiliary_share=0.99"), "and an auxiliary_share of 0.99"),
+    ],
+)
+def test_a_batch_of_candidates_has_room_for_each_class_of_each_sort(settings: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_config(None, settings)
+
+
+def test_auxiliary_domains_take_their_share_of_a_batch() -> None:
+    assert load_config(None, ("verifier.auxiliary_domains=[a, b]",)).verifier.batch_parts == (43, 21)
+    assert load_config(None).verifier.batch_parts == (64, 0)
