@@ -57,9 +57,9 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
     domains = _domains(candidates) if by_domain else np.zeros(len(labels), np.str_)
     auxiliary = np.isin(domains, settings.auxiliary_domains)
     n, n_auxiliary = settings.batch_parts
-    sorts = [(n, ~auxiliary, "outside verifier.auxiliary_domains" if n_auxiliary else "")]
+    sorts = [(n, ~auxiliary, " outside verifier.auxiliary_domains" if n_auxiliary else "")]
     if n_auxiliary:
-        sorts.append((n_auxiliary, auxiliary, "of verifier.auxiliary_domains"))
+        sorts.append((n_auxiliary, auxiliary, " of verifier.auxiliary_domains"))
     orders = []
     for size, among, where in sorts:
         pools = {name: np.flatnonzero((labels == name) & among) for name in CLASSES}
@@ -73,9 +73,8 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
 def _refuse_one_class(pools: dict[str, NDArray[np.int64]], folder: Path, where: str) -> None:
     if not len(pools[FIGURE]) or len(pools[FIGURE]) == sum(map(len, pools.values())):
         missing = "nothing but mitotic figures" if len(pools[FIGURE]) else "no mitotic figure"
-        among = f"the candidates {where}".rstrip()
         raise PatchIndexError(
-            f"{folder}: {missing} among {among}, so there is nothing to tell apart. "
+            f"{folder}: {missing} among the candidates{where}, so there is nothing to tell apart. "
             "Add marked slides, or lower verifier.score_floor."
         )
 
