@@ -23,6 +23,7 @@ from mitosis.threads import in_threads
 __all__ = ["CandidateBatch", "candidate_batches", "draws"]
 
 _KEPT_BYTES = 1 << 30  # to open the file of a crop takes longer than all that is done with it
+_AUXILIARY = "verifier.auxiliary_domains"
 
 
 class CandidateBatch(NamedTuple):
@@ -56,12 +57,9 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
     by_domain = settings.balance_domains or settings.auxiliary_domains
     domains = _domains(candidates) if by_domain else np.zeros(len(labels), np.str_)
     auxiliary = np.isin(domains, settings.auxiliary_domains)
-    n, n_auxiliary = settings.batch_parts
-    sorts = [(n, ~auxiliary, " outside verifier.auxiliary_domains" if n_auxiliary else "")]
-    if n_auxiliary:
-        sorts.append((n_auxiliary, auxiliary, " of verifier.auxiliary_domains"))
+    outside, inside = f" outside {_AUXILIARY}" if settings.auxiliary_domains else "", f" of {_AUXILIARY}"
     orders = []
-    for size, among, where in sorts:
+    for size, among, where in zip(settings.batch_parts, (~auxiliary, auxiliary), (outside, inside), strict=False):
         pools = {name: np.flatnonzero((labels == name) & among) for name in CLASSES}
         _refuse_one_class(pools, candidates.folder, where)
         own = settings.model_copy(update={"batch_size": size})

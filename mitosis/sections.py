@@ -222,7 +222,7 @@ class VerifierConfig(JitterConfig):
             raise ValueError(
                 f"figure_share + look_alike_share ({self.figure_share + self.look_alike_share:g}) must not exceed 1"
             )
-        for n in self.batch_parts if self.auxiliary_domains else self.batch_parts[:1]:
+        for n in self.batch_parts:
             if not 1 <= round(self.figure_share * n) < n:
                 of_auxiliary = f" and an auxiliary_share of {self.auxiliary_share:g}" if self.auxiliary_domains else ""
                 raise ValueError(
@@ -232,7 +232,9 @@ class VerifierConfig(JitterConfig):
         return self
 
     @property
-    def batch_parts(self) -> tuple[int, int]:
-        """How many candidates of a batch are of other domains than the auxiliary ones, and how many are of these."""
-        auxiliary = round(self.auxiliary_share * self.batch_size) if self.auxiliary_domains else 0
+    def batch_parts(self) -> tuple[int, ...]:
+        """How many candidates of a batch are of other domains than the auxiliary ones and, with such, of these."""
+        if not self.auxiliary_domains:
+            return (self.batch_size,)
+        auxiliary = round(self.auxiliary_share * self.batch_size)
         return self.batch_size - auxiliary, auxiliary

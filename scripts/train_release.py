@@ -54,7 +54,8 @@ VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 """Training wants to validate on something that nothing is chosen by; crops are the least loss."""
 
 CROPS_EVERY = 2
-"""The second stage is shown the crops of every so manieth slide; with all of them it was no better."""
+"""The second stage is shown the crops of every so manieth slide; all of them gained nothing when they were not
+auxiliary."""
 
 TUNE = (
     "train.steps=1500",
@@ -181,7 +182,7 @@ class Fold:
         add_second_stage(first, CandidateSet.join(fields, crops), out, self.config, on_step=self._report)
 
     def _some_crops(self) -> list[SlideSource]:
-        """Slides of crops for the second stage: of all that there are, figures of fields would be drowned in them."""
+        """Slides of crops for the second stage, none that is left out."""
         crops = [slide for slide in self.data.slides["amibr"] if slide.case_id not in {*self.crops, *VALIDATION}]
         return crops[::CROPS_EVERY]
 

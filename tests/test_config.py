@@ -78,4 +78,4 @@ def test_a_batch_of_candidates_has_room_for_each_class_of_each_sort(settings: tu
 
 def test_auxiliary_domains_take_their_share_of_a_batch() -> None:
     assert load_config(None, ("verifier.auxiliary_domains=[a, b]",)).verifier.batch_parts == (43, 21)
-    assert load_config(None).verifier.batch_parts == (64, 0)
+    assert load_config(None).verifier.batch_parts == (64,)
