@@ -61,7 +61,7 @@ class OpenVINORunner:
                     "NUM_STREAMS": streams(),
                     # Its own choice is bf16.
                     "INFERENCE_PRECISION_HINT": "bf16" if self._precision == "bfloat16" else "f32",
-                    "CPU_RUNTIME_CACHE_CAPACITY": 40,  # of 5000 it would keep 1.3 MB for each size of images
+                    "CPU_RUNTIME_CACHE_CAPACITY": 8,  # of 5000 it would keep 1.3 MB for each size of images
                 }
                 self._ready = openvino_core().compile_model(self._model, "CPU", settings), []
             return self._ready

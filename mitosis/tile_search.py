@@ -163,9 +163,9 @@ def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Til
     """Tiles whose cores hold all tissue and what lies within `reach_px` of it, no place twice.
 
     They are no larger than the tissue needs, have gaps between them where there is none (`mitosis.covering`), and are
-    no larger than `tile_size` with what is around them. Corners of cores are multiples of the network's stride. Tiles
-    that go through the network together are made as large as the largest of them, so with a `batch_size` above 1 those
-    of about one size come one after the other.
+    no larger than `tile_size` with what is around them. Corners of cores are multiples of the network's stride. The
+    largest come first, then memory once taken does for the rest, and those that go through the network together, made
+    as large as the largest of them, are of about one size.
     """
     mpp, margin, stride = model.card.mpp, _margin(model), model.stride
     dimensions = grid_dimensions(tissue.dimensions, tissue.slide_mpp, mpp)
@@ -182,7 +182,7 @@ def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Til
         core = Box(x0, y0, min(x1, dimensions[0]), min(y1, dimensions[1]))
         width, height = (-(-size // stride) * stride + 2 * margin for size in core.size)
         tiles.append(Tile(Box(x0 - margin, y0 - margin, x0 - margin + width, y0 - margin + height), core, mpp))
-    return tuple(sorted(tiles, key=lambda tile: tile.window.size[::-1]) if config.batch_size > 1 else tiles)
+    return tuple(sorted(tiles, key=lambda tile: tile.window.size[::-1], reverse=True))
 
 
 def _any_between(mask: NDArray[np.bool_], first: NDArray[Any], last: NDArray[Any]) -> NDArray[np.bool_]:
