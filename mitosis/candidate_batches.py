@@ -20,7 +20,7 @@ from mitosis.errors import PatchIndexError
 from mitosis.runtime import pinned
 from mitosis.threads import in_threads
 
-__all__ = ["CandidateBatch", "candidate_batches", "draws"]
+__all__ = ["CandidateBatch", "candidate_batches", "draws", "head_of"]
 
 _KEPT_BYTES = 1 << 30  # to open the file of a crop takes longer than all that is done with it
 _AUXILIARY = "verifier.auxiliary_domains"
@@ -34,13 +34,26 @@ class CandidateBatch(NamedTuple):
     images : uint8 [B, side, side, 3]
     labels : int64 [B]
         Places in `CLASSES`.
-    auxiliary : bool [B]
-        Whether they are of `verifier.auxiliary_domains`.
+    heads : int64 [B]
+        The last layers that learn from their domains alone, by `head_of`; -1, that for all, where there is none.
     """
 
     images: Tensor
     labels: Tensor
-    auxiliary: Tensor
+    heads: Tensor
+
+
+def head_of(candidates: CandidateSet, settings: VerifierConfig) -> dict[str, int]:
+    """Which last layer learns from each domain alone, counted from 0; there is one for all domains after these.
+
+    Only where there are auxiliary domains: these share the last, each other domain that has figures has its own.
+    """
+    if not settings.auxiliary_domains:
+        return {}
+    figures = (row for row in candidates.candidates if row.label == FIGURE)
+    of_figures = {candidates.slides[figure.slide_id].domain for figure in figures}
+    names = sorted(of_figures.difference(settings.auxiliary_domains))
+    return {name: number for number, name in enumerate(names)} | dict.fromkeys(settings.auxiliary_domains, len(names))
 
 
 def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[CandidateBatch]:
@@ -100,8 +113,8 @@ class _Shown:
         images = torch.from_numpy(np.stack([self._item(row, time) for row, time in draws]))
         labels = torch.tensor([CLASSES.index(one.label) for one in chosen])
         domains = [self.candidates.slides[one.slide_id].domain for one in chosen]
-        auxiliary = torch.tensor([domain in self.settings.auxiliary_domains for domain in domains])
-        return CandidateBatch(pinned(images), pinned(labels), pinned(auxiliary))
+        heads = torch.tensor([self._head_of.get(domain, -1) for domain in domains])
+        return CandidateBatch(pinned(images), pinned(labels), pinned(heads))
 
     def _item(self, row: int, time: int) -> NDArray[np.uint8]:
         """A crop as the network sees it; what it is depends on (seed, row, time) alone."""
@@ -139,6 +152,10 @@ class _Shown:
             return crop
         donor = centre(self._crop(self._donors.choose(row, rng)), len(crop))
         return mix_amplitudes(crop, donor, rng.random(), self.settings.fourier_beta)
+
+    @cached_property
+    def _head_of(self) -> dict[str, int]:
+        return head_of(self.candidates, self.settings)
 
     @cached_property
     def _kept(self) -> dict[int, NDArray[np.uint8]]:

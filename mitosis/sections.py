@@ -176,8 +176,8 @@ class VerifierConfig(JitterConfig):
     of a scanner tells little; what is of a domain without figures is not shown beside others of its class."""
     auxiliary_domains: tuple[str, ...] = ()
     """Domains whose figures are marked by other rules, or chosen by others, than those of the slides to count. All that
-    is learned from them is what nuclei look like: of three last layers one learns from these domains, one from the
-    rest, and one from both, and the mean of the latter two counts."""
+    is learned from them is what nuclei look like: of several last layers one learns from these domains, one from each
+    other domain that has figures, and one from all; the mean of all but the first counts."""
     auxiliary_share: Annotated[float, Field(gt=0, lt=1)] = 0.33
     """Share of a batch that is of these domains."""
     augment: Fraction = 0.3

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mitosis.candidate_batches import candidate_batches
+from mitosis.candidate_batches import candidate_batches, head_of
 from mitosis.config import VerifierConfig
 from mitosis.crops import CLASSES, CandidateSet, centre, read_crops
 from mitosis.descent import Descent
@@ -32,7 +32,6 @@ __all__ = ["train_verifier", "verify"]
 _READERS = 4  # threads that read crops where a GPU is so fast that it waits for them
 _WARMUP = 0.05
 _BLOCK = 2048.0  # level-0 px
-_N_HEADS, _N_COUNT = 3, 2  # with auxiliary domains: for the rest, for all, for these; those that count come first
 
 
 def verify(
@@ -129,7 +128,8 @@ def _train_member(
     torch.manual_seed(settings.seed)
     plain = Classifier(settings.width, settings.crop, settings.transformer)
     if settings.auxiliary_domains:
-        plain.last = nn.Linear(plain.last.in_features, _N_HEADS * N_CLASSES)
+        n_heads = 2 + max(head_of(candidates, settings).values())
+        plain.last = nn.Linear(plain.last.in_features, n_heads * N_CLASSES)
     plain = plain.to(device)
     network = tie_orientations(copy.deepcopy(plain), settings.symmetry).to(memory_format=torch.channels_last)
     warmup_steps = math.ceil(_WARMUP * settings.steps)
@@ -138,35 +138,32 @@ def _train_member(
     dtype = choose_dtype(settings.precision, device)
     network.train()
     for step, batch in enumerate(batches, 1):
-        images, labels, auxiliary = (part.to(device, non_blocking=True) for part in batch)
+        images, labels, heads = (part.to(device, non_blocking=True) for part in batch)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             logits = network(to_input(images))
-        on_step(step, descent.step(step, _loss(logits.float(), labels, auxiliary)))
+        on_step(step, descent.step(step, _loss(logits.float(), labels, heads)))
     average = _keep_heads(untie_orientations(descent.average, plain, settings.symmetry))
     if settings.smote:
         _rebalance(average, candidates, settings)
     return average
 
 
-def _loss(logits: Tensor, labels: Tensor, auxiliary: Tensor) -> Tensor:
-    """Cross-entropy; of several heads the mean of that for all candidates and those for one sort each."""
-    heads = logits.view(len(logits), -1, N_CLASSES).unbind(dim=1)
-    if len(heads) == 1:
-        return functional.cross_entropy(heads[0], labels)
-    for_rest, for_all, for_auxiliary = heads
-    own = torch.where(auxiliary[:, None], for_auxiliary, for_rest)
-    return (functional.cross_entropy(own, labels) + functional.cross_entropy(for_all, labels)) / 2
+def _loss(logits: Tensor, labels: Tensor, heads: Tensor) -> Tensor:
+    """Mean of the cross-entropies of the last head, which is for all candidates, and of the heads of their own."""
+    each = logits.view(len(logits), -1, N_CLASSES)
+    own = each[torch.arange(len(heads), device=heads.device), heads]
+    return (functional.cross_entropy(own, labels) + functional.cross_entropy(each[:, -1], labels)) / 2
 
 
 @torch.no_grad()
 def _keep_heads(network: Classifier) -> Classifier:
-    """Leave the mean of the heads that count, one layer of three outputs; gives the same object."""
+    """Leave the mean of all heads but that of auxiliary domains, one layer of three outputs; gives the same object."""
     last = network.last
     if last.out_features > N_CLASSES:
         network.last = nn.Linear(last.in_features, N_CLASSES).to(last.weight)
         for name, values in last.named_parameters():
-            counted = values.view(_N_HEADS, N_CLASSES, *values.shape[1:])[:_N_COUNT]
-            network.last.get_parameter(name).copy_(counted.mean(dim=0))
+            heads = values.view(-1, N_CLASSES, *values.shape[1:])
+            network.last.get_parameter(name).copy_(torch.cat([heads[:-2], heads[-1:]]).mean(dim=0))
     return network
 
 

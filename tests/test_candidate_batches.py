@@ -9,7 +9,7 @@ import torch
 from conftest import MPP, QUICK_VERIFIER, candidate_set, spots_slide, verifier_settings
 
 from mitosis import candidate_batches as module
-from mitosis.candidate_batches import candidate_batches, draws
+from mitosis.candidate_batches import candidate_batches, draws, head_of
 from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, crop_side, read_crops
 from mitosis.errors import PatchIndexError
 
@@ -84,7 +84,7 @@ def with_domains(candidates, *domains):
     return replace(candidates, slides={name: replace(slide, domain=domain) for (name, slide), domain in slides})
 
 
-def test_auxiliary_domains_have_their_share_of_a_batch_and_are_marked(tmp_path, monkeypatch):
+def test_auxiliary_domains_have_their_share_of_a_batch_and_a_last_layer_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "augment", lambda image, mask, *_: (image, mask))
     candidates = with_domains(candidate_set(tmp_path), "a", "b", "c")
     settings = verifier_settings(auxiliary_domains=("b", "c"), auxiliary_share=0.25, shift=0, steps=8)
@@ -93,14 +93,24 @@ def test_auxiliary_domains_have_their_share_of_a_batch_and_are_marked(tmp_path, 
         for row in candidates.candidates
     }
     seen = set()
-    for images, labels, auxiliary in candidate_batches(candidates, settings):
+    for images, labels, heads in candidate_batches(candidates, settings):
         domains = np.array([domain_of[image.tobytes()] for image in images.numpy()])
-        assert auxiliary.tolist() == (domains != "a").tolist() == [False] * 12 + [True] * 4
-        assert [int((labels[part] == 1).sum()) for part in (~auxiliary, auxiliary)] == [4, 1]
+        assert heads.tolist() == (domains != "a").tolist() == [0] * 12 + [1] * 4
+        assert [int((labels[heads == head] == 1).sum()) for head in (0, 1)] == [4, 1]
         seen |= set(domains)
     assert seen == {"a", "b", "c"}
     batches = candidate_batches(candidates, verifier_settings(steps=3))
-    assert not any(batch.auxiliary.any() for batch in batches)
+    assert all((batch.heads == -1).all() for batch in batches)
+
+
+def test_each_domain_with_figures_has_a_last_layer_and_auxiliary_ones_share_another(tmp_path):
+    candidates = with_domains(candidate_set(tmp_path, seeds=(1, 2, 3, 4)), "z", "a", "c", "b")
+    settings = verifier_settings(auxiliary_domains=("c", "other"))
+    assert head_of(candidates, settings) == {"a": 0, "b": 1, "z": 2, "c": 3, "other": 3}
+    rows = candidates.candidates
+    without = [row for row in rows if candidates.slides[row.slide_id].domain != "b" or row.label != FIGURE]
+    assert head_of(replace(candidates, candidates=tuple(without)), settings) == {"a": 0, "z": 1, "c": 2, "other": 2}
+    assert head_of(candidates, verifier_settings()) == {}
 
 
 def test_each_sort_of_domains_has_figures_and_others(tmp_path):

@@ -79,24 +79,24 @@ def with_domain(candidates, domain):
     return replace(candidates, slides=slides)
 
 
-def test_the_loss_is_the_mean_of_what_is_said_for_all_and_for_each_sort():
-    logits, labels = torch.randn(4, 3 * N_CLASSES), torch.tensor([0, 1, 2, 1])
-    auxiliary = torch.tensor([False, True, False, True])
-    for_rest, for_all, for_auxiliary = logits.split(N_CLASSES, dim=1)
-    own = [(for_auxiliary if is_auxiliary else for_rest)[row] for row, is_auxiliary in enumerate(auxiliary)]
+def test_the_loss_is_the_mean_of_what_is_said_for_all_domains_and_for_each():
+    logits, labels = torch.randn(4, 4 * N_CLASSES), torch.tensor([0, 1, 2, 1])
+    *of_domains, for_all = logits.split(N_CLASSES, dim=1)
+    own = [of_domains[0][0], of_domains[2][1], of_domains[1][2], for_all[3]]
     expected = (cross_entropy(torch.stack(own), labels) + cross_entropy(for_all, labels)) / 2
-    torch.testing.assert_close(module._loss(logits, labels, auxiliary), expected)
-    torch.testing.assert_close(module._loss(for_all, labels, auxiliary), cross_entropy(for_all, labels))
+    torch.testing.assert_close(module._loss(logits, labels, torch.tensor([0, 2, 1, -1])), expected)
+    alone = module._loss(for_all, labels, torch.full((4,), -1))
+    torch.testing.assert_close(alone, cross_entropy(for_all, labels))
 
 
-def test_what_counts_is_the_mean_of_the_layers_for_all_and_for_the_rest():
+def test_what_counts_is_the_mean_of_all_layers_but_that_of_auxiliary_domains():
     network = Classifier(2)
-    network.last = torch.nn.Linear(8, 3 * N_CLASSES)
+    network.last = torch.nn.Linear(8, 4 * N_CLASSES)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        for_rest, for_all, _ = network.eval()(images).split(N_CLASSES, dim=1)
-        torch.testing.assert_close(module._keep_heads(network)(images), (for_rest + for_all) / 2)
-        torch.testing.assert_close(module._keep_heads(network)(images), (for_rest + for_all) / 2)
+        one, other, _, for_all = network.eval()(images).split(N_CLASSES, dim=1)
+        for _ in range(2):
+            torch.testing.assert_close(module._keep_heads(network)(images), (one + other + for_all) / 3)
 
 
 @pytest.mark.parametrize("views", [1, 8])
