@@ -6,7 +6,7 @@ DATA holds `mitos12` (MITOS 2012, Aperio), `atypia14` (MITOS-ATYPIA-14, Hamamats
 figures of four scanners). The first stage does not learn from the crops, unless ``--crops`` is given: they hold next to
 nothing but figures, so a network learns to tell crops from fields. The second stage learns from some crops too, and
 from dark nuclei beside their figures (`crop_candidates`), but as from auxiliary domains: what is a figure there is told
-by a last layer of their own, as those who marked them went by other rules.
+by a last layer of their own, as those who marked them went by other rules; each scanner of fields has one too.
 The settings are those of release.yaml beside this file. For each fold (`release_folds`), and once for all cases
 together, a first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes
 on learning with its false positives before). What is left out of a fold is then predicted, and all that is reported,
@@ -54,8 +54,7 @@ VALIDATION = ("MIDOG21_014", "MIDOG21_064", "MIDOG21_114", "TUPAC16_16")
 """Training wants to validate on something that nothing is chosen by; crops are the least loss."""
 
 CROPS_EVERY = 2
-"""The second stage is shown the crops of every so manieth slide; all of them gained nothing when they were not
-auxiliary."""
+"""The second stage is shown the crops of every so manieth slide; all of them gained nothing, auxiliary or not."""
 
 TUNE = (
     "train.steps=1500",
