@@ -1,7 +1,8 @@
 """Where there is tissue on a slide, and how many mm²."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TissueMask:
     """Where tissue is.
 
@@ -58,22 +59,26 @@ class TissueMask:
     mpp: float
     slide_mpp: float
     dimensions: tuple[int, int]
-    _integral: NDArray[np.int32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         mask = np.array(self.mask, dtype=bool)
         width, height = grid_dimensions(self.dimensions, self.slide_mpp, self.mpp)
         if mask.shape != (height, width):
             raise ValueError(f"mask: expected [H, W] = {(height, width)}, but got {mask.shape}")
-        integral = np.asarray(cv2.integral(mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
-        for name, array in (("mask", mask), ("_integral", integral)):
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
+        mask.setflags(write=False)
+        object.__setattr__(self, "mask", mask)
 
-    @property
+    @cached_property
+    def _integral(self) -> NDArray[np.int32]:
+        """Tissue pixels above and left of each: four times the mask, so not there before it is asked for."""
+        return np.asarray(cv2.integral(self.mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
+
+    @cached_property
     def area_mm2(self) -> float:
         """All tissue, mm²."""
-        return self.area_mm2_in((0, 0, *self.dimensions))
+        sizes = zip(self.dimensions, self.mask.T.shape, strict=True)
+        across, down = (np.minimum(1, size * self.slide_mpp / self.mpp - np.arange(n)) for size, n in sizes)
+        return area_mm2(round(float(np.einsum("y,yx,x", down, self.mask, across)), 9), self.mpp)
 
     def area_mm2_in(self, box: Sequence[float]) -> float:
         """Tissue in a box ``(x0, y0, x1, y1)``, level-0 px, fractions allowed; outside the slide there is none."""

@@ -123,6 +123,7 @@ def test_area_in_a_box_is_exact(seed, box, slide_mpp):
     expected = rows @ mask @ columns * (slide_mpp / 1000) ** 2
     assert tissue.area_mm2_in(box) == pytest.approx(expected, abs=1e-12)
     np.testing.assert_allclose(tissue.areas_mm2_in([box, box]), expected, atol=1e-12)
+    assert tissue.area_mm2 == pytest.approx(tissue.area_mm2_in((0, 0, *dimensions)), abs=1e-12)
 
 
 def test_covers_is_the_share_of_the_box():
