@@ -81,7 +81,9 @@ def test_the_windows_of_a_batch_are_as_large_as_the_largest_and_show_what_the_sl
     slide = ArraySlide(np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8))
     config = CountConfig(tile_size=136, batch_size=batch_size)
     tiles = tiles_on(TissueMask(pixels, 8.0, 0.5, (320, 320)), model(0.5), config)
-    assert len({tile.window.size for tile in tiles}) > 1
+    sizes = [tile.window.size[::-1] for tile in tiles]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 1
     batches = list(read_ahead(slide, tiles, config, None))
     assert [tile.core for batch, _ in batches for tile in batch] == [tile.core for tile in tiles]
     for number, (batch, images) in enumerate(batches):
