@@ -5,7 +5,7 @@ every nucleus of a darker one for a figure; with each slide brought to the same 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -113,7 +113,7 @@ def measure_stain(slide: Slide, tissue: TissueMask, mpp: float) -> StainLevels:
     """
     ratio = mpp / slide.mpp
     windows = [tile.window for tile in tile_grid(grid_dimensions(slide.dimensions, slide.mpp, mpp), mpp, _BLOCK)]
-    areas = tissue.areas_mm2_in(np.multiply(windows, ratio))
+    areas = replace(tissue).areas_mm2_in(np.multiply(windows, ratio))  # of a copy, and its sums go with it
     boxes = [window for window, area in zip(windows, areas.tolist(), strict=True) if area > 0]
     return stain_levels(read_at_mpp(slide, box, mpp) for box in _spread(boxes))
 

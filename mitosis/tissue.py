@@ -75,7 +75,7 @@ class TissueMask:
 
     @cached_property
     def area_mm2(self) -> float:
-        """All tissue, mm²."""
+        """All tissue, mm²; not by `_integral`, which whoever shows progress would keep in memory."""
         sizes = zip(self.dimensions, self.mask.T.shape, strict=True)
         across, down = (np.minimum(1, size * self.slide_mpp / self.mpp - np.arange(n)) for size, n in sizes)
         return area_mm2(round(float(np.einsum("y,yx,x", down, self.mask, across)), 9), self.mpp)

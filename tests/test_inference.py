@@ -24,7 +24,7 @@ from mitosis.detections import concatenate, find_peaks, merge, reach_px
 from mitosis.engines import to_input
 from mitosis.errors import ConfigError, ModelError, SlideError
 from mitosis.geometry import Box
-from mitosis.inference import Model, count_slide
+from mitosis.inference import Model, count_slide, start_slide
 from mitosis.looks import combine_scores
 from mitosis.score_calibration import ScoreCalibration
 from mitosis.slides import BadTile, open_slide
@@ -316,6 +316,15 @@ def test_the_threshold_for_an_unbiased_count_is_a_choice():
     older = replace(ORACLE, card=CARD.model_copy(update={"count_threshold": None}))
     with pytest.raises(ModelError, match="no threshold for a count without bias"):
         count(slide, older, objective="count")
+
+
+def test_sums_over_tissue_are_not_in_memory_while_tiles_are_looked_at(busy_slide):
+    """Of the largest slides they take 25 MB."""
+    card = CARD.model_copy(update={"network": CARD.network.model_copy(update={"normalise_stain": True})})
+    started = start_slide(busy_slide, replace(ORACLE, card=card), config())
+    assert started.stain is not None
+    assert started.tissue.area_mm2 > 0
+    assert "_integral" not in vars(started.tissue)
 
 
 def test_progress_is_told_batch_by_batch():
