@@ -1,7 +1,7 @@
 """Candidates as the second stage sees them while it learns: which, how often, and changed how."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from mitosis.augment import augment
 from mitosis.config import VerifierConfig
 from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, CandidateSet, centre
 from mitosis.domains import FOURIER, RESOLUTION, Donors, as_scanned, mix_amplitudes, resample, stream, window_side
 from mitosis.errors import PatchIndexError
-from mitosis.runtime import pinned
-from mitosis.threads import in_threads
+from mitosis.loading import load_batches
 
 __all__ = ["CandidateBatch", "candidate_batches", "draws", "head_of"]
 
@@ -57,9 +57,7 @@ def head_of(candidates: CandidateSet, settings: VerifierConfig) -> dict[str, int
 
 
 def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[CandidateBatch]:
-    """What each step is shown, made by a thread ahead of it.
-
-    Where there is a GPU it lies in pinned memory, so that it can be sent there while it works.
+    """What each step is shown, made ahead of it as in `load_batches`.
 
     Raises
     ------
@@ -77,8 +75,9 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
         _refuse_one_class(pools, candidates.folder, where)
         own = settings.model_copy(update={"batch_size": size})
         orders.append(draws(pools, own, domains if settings.balance_domains else None))
-    order = (list(itertools.chain(*some)) for some in zip(*orders, strict=True))
-    return in_threads(_Shown(candidates, settings).batch, order, 1, ahead=2)
+    order = [list(itertools.chain(*some)) for some in zip(*orders, strict=True)]
+    loaded = load_batches(_Shown(candidates, settings), order, settings.workers)
+    return (CandidateBatch(*parts) for parts in loaded)
 
 
 def _refuse_one_class(pools: dict[str, NDArray[np.int64]], folder: Path, where: str) -> None:
@@ -101,20 +100,16 @@ def _domains(candidates: CandidateSet) -> NDArray[np.str_]:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """Candidates, and the settings that they are changed by."""
+class _Shown(Dataset[tuple[Tensor, int, int]]):
+    """Candidates as they are shown, asked for by (row, how often it was shown before): parts of a `CandidateBatch`."""
 
     candidates: CandidateSet
     settings: VerifierConfig
 
-    def batch(self, draws: Sequence[tuple[int, int]]) -> CandidateBatch:
-        """The crops of some (row, how often it was shown before), and what they are."""
-        chosen = [self.candidates.candidates[row] for row, _ in draws]
-        images = torch.from_numpy(np.stack([self._item(row, time) for row, time in draws]))
-        labels = torch.tensor([CLASSES.index(one.label) for one in chosen])
-        domains = [self.candidates.slides[one.slide_id].domain for one in chosen]
-        heads = torch.tensor([self._head_of.get(domain, -1) for domain in domains])
-        return CandidateBatch(pinned(images), pinned(labels), pinned(heads))
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, int, int]:
+        candidate = self.candidates.candidates[draw[0]]
+        head = self._head_of.get(self.candidates.slides[candidate.slide_id].domain, -1)
+        return torch.from_numpy(self._item(*draw)), CLASSES.index(candidate.label), head
 
     def _item(self, row: int, time: int) -> NDArray[np.uint8]:
         """A crop as the network sees it; what it is depends on (seed, row, time) alone."""
@@ -132,7 +127,7 @@ class _Shown:
             return self._kept[row]
         crop = self.candidates.crop(self.candidates.candidates[row])
         crop.flags.writeable = False
-        if len(self._kept) < _KEPT_BYTES // crop.nbytes:
+        if len(self._kept) < _KEPT_BYTES // crop.nbytes // max(1, self.settings.workers):
             self._kept[row] = crop
         return crop
 

@@ -1,15 +1,13 @@
 """Patches as the network sees them: cut to size, augmented, the same for any number of loader workers."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from mitosis.augment import augment
 from mitosis.config import NetworkConfig, TrainConfig
@@ -18,13 +16,10 @@ from mitosis.masks import MITOTIC_FIGURE, NON_MITOTIC_FIGURE
 from mitosis.minority import FigureBank, interpolate, paste
 from mitosis.patch_cache import PatchCache
 from mitosis.patches import MITOTIC, Patch, PatchIndex
-from mitosis.runtime import pinned
 from mitosis.sampling import Draw
-from mitosis.threads import in_threads
 
-__all__ = ["Item", "PatchDataset", "load_batches"]
+__all__ = ["Item", "PatchDataset"]
 
-_PREFETCH = 4  # batches that each loader process has ready; how long one takes to make varies widely
 # A figure or look-alike chosen for a crop lies at least this far inside it where the patch allows, px.
 _FIGURE_MARGIN = 16
 
@@ -153,39 +148,3 @@ def _starts(length: int, side: int, anchor: int | None) -> range:
         low = min(max(low, anchor + margin - side), high)
         high = max(min(high, anchor - margin), low)
     return range(low, high + 1)
-
-
-def load_batches(
-    dataset: PatchDataset, batches: Sequence[Sequence[Draw]], workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 [B, crop, crop, 3] and masks float32 [B, crop, crop] of each batch, in order.
-
-    Without loader processes a thread loads ahead: most of its work leaves the interpreter free for the training step.
-    Where there is a GPU they lie in pinned memory, so that they can be sent there while it works.
-    """
-    if not workers:
-        yield from _load_ahead(dataset, batches)
-        return
-    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]  # torch's type knows integers only
-        num_workers=workers,
-        prefetch_factor=_PREFETCH,
-        multiprocessing_context="spawn",
-        worker_init_fn=_work_alone,
-        pin_memory=torch.cuda.is_available(),
-    )
-    yield from loader
-
-
-def _work_alone(_worker: int) -> None:
-    """There is a loader process for each core; OpenCV would start as many threads again in each."""
-    cv2.setNumThreads(1)
-
-
-def _load_ahead(dataset: PatchDataset, batches: Sequence[Sequence[Draw]]) -> Iterator[tuple[Tensor, Tensor]]:
-    def load(batch: Sequence[Draw]) -> tuple[Tensor, Tensor]:
-        images, masks = default_collate([dataset[draw] for draw in batch])
-        return pinned(images), pinned(masks)
-
-    return in_threads(load, batches, 1, ahead=2)

@@ -85,11 +85,16 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, which is made if need be, so that no other command writes to it until the block ends.
 
     The system lets go of it when the process ends, however that happens. Nothing is held where folders cannot be locked
     (Windows, some network file systems). A folder that was made, and is empty when the block ends by an error, is gone.
+
+    Parameters
+    ----------
+    wait : bool
+        Wait for another command that holds it, instead of an error.
 
     Raises
     ------
@@ -104,7 +109,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
             try:
                 handle = os.open(folder, os.O_RDONLY)
                 stack.callback(os.close, handle)
-                locks.flock(handle, locks.LOCK_EX | locks.LOCK_NB)
+                locks.flock(handle, locks.LOCK_EX | (0 if wait else locks.LOCK_NB))
             except BlockingIOError as error:
                 raise OutputError(
                     f"{folder}: another command is writing there. Wait until it is done, or choose another --out."

@@ -198,7 +198,7 @@ def _card(
     # The first stage knows its training cases: what it finds and misses there says nothing of other cases.
     calibration = calibration_rows(after, thresholds) if chosen_on == ON_VALIDATION else []
     return VerifierCard(
-        settings=config.verifier,
+        settings=config.verifier.model_copy(update={"workers": 0}),  # of the machine, not of the model
         classes=CLASSES,
         threshold=thresholds[0],
         count_threshold=thresholds[1],

@@ -207,6 +207,9 @@ class VerifierConfig(JitterConfig):
     folds: Annotated[int, Field(ge=2)] = 5
     """Without validation slides thresholds come from so many parts of the training cases, each scored by the rest."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that make what is shown; 0 takes a thread, which a GPU waits for most of the time. The result does not
+    depend on it."""
     seed: int = 0
 
     @model_validator(mode="after")

@@ -20,13 +20,14 @@ from torch import Tensor
 from mitosis.checkpoints import ModelCard, load_model, load_state, save_model, save_state
 from mitosis.config import Config, load_config, save_config
 from mitosis.curves import draw_curves
-from mitosis.dataset import PatchDataset, load_batches
+from mitosis.dataset import PatchDataset
 from mitosis.descent import learning_rate
 from mitosis.distributed import Ranks, join_ranks
 from mitosis.errors import ConfigError, LeakageError, ModelError, PatchIndexError
 from mitosis.evaluation import calibration_rows, choose_threshold, evaluate
 from mitosis.files import sole_writer, write_text
 from mitosis.learner import Learner
+from mitosis.loading import load_batches
 from mitosis.patches import PatchIndex
 from mitosis.quantization import Ranges, measure_ranges
 from mitosis.runtime import versions

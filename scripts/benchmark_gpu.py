@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from mitosis.checkpoints import load_model
 from mitosis.cohort import find_sources
 from mitosis.config import CountConfig, load_config
-from mitosis.dataset import PatchDataset, load_batches
+from mitosis.dataset import PatchDataset
 from mitosis.engines import Precision, torch_scorer
 from mitosis.extraction import extract_patches
 from mitosis.geometry import Tile, area_mm2
 from mitosis.inference import count_slide
 from mitosis.learner import Learner
+from mitosis.loading import load_batches
 from mitosis.models import find_model
 from mitosis.patches import PatchIndex
 from mitosis.runtime import choose_device, without_tf32
@@ -257,7 +258,7 @@ def _training_figures(folder: Path) -> Iterator[Figure]:
         yield Figure(f"training, {workers} loaders, {share:.0%} waiting", rate, "steps/s", alone, rate / alone)
 
 
-def _step_rate(learner: Learner, loaded: Iterator[tuple[Tensor, Tensor]], n_before: int) -> float:
+def _step_rate(learner: Learner, loaded: Iterator[tuple[Tensor, ...]], n_before: int) -> float:
     """Median over three runs of `N_STEPS`, after the first ones; a step waits for the card itself."""
     for step in range(1, n_before + 1):
         learner.step(step, *next(loaded))

@@ -15,9 +15,10 @@ from benchmark_turns import take_turns
 
 from mitosis.cohort import find_sources
 from mitosis.config import load_config
-from mitosis.dataset import PatchDataset, load_batches
+from mitosis.dataset import PatchDataset
 from mitosis.extraction import extract_patches
 from mitosis.learner import Learner
+from mitosis.loading import load_batches
 from mitosis.patches import PatchIndex
 from mitosis.sampling import Draw, PatchPool, epochs
 

@@ -18,6 +18,7 @@ share the work. A recipe that was changed needs a new ``--out``.
 
 import argparse
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -38,7 +39,7 @@ from mitosis.config import Config, load_config
 from mitosis.crops import CandidateSet
 from mitosis.evaluation import MaskOverlap, calibration_rows, candidate_truth, evaluate
 from mitosis.extraction import extract_patches
-from mitosis.files import atomic_write, make_folder, write_json, write_text
+from mitosis.files import atomic_write, make_folder, sole_writer, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.mining import mine, read_marks
 from mitosis.patches import Patch, PatchIndex
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 class Data:
-    """Slides, marks and patches of the three collections."""
+    """Slides, marks and patches of the three collections; of several commands one makes them, and the others wait."""
 
     def __init__(self, source: Path, out: Path, config: Config) -> None:
         self.source, self.out, self.config = source, out, config
@@ -101,8 +102,9 @@ class Data:
     def slides(self) -> dict[str, list[SlideSource]]:
         """The slides of each collection; the crops of AMi-Br as a mosaic a slide."""
         manifest = self.out / "mosaics" / "manifest.csv"
-        if not manifest.exists():
-            write_mosaics(self.source / "amibr", manifest.parent)
+        with sole_writer(self.out, wait=True):
+            if not manifest.exists():
+                write_mosaics(self.source / "amibr", manifest.parent)
         fields = {
             "mitos12": find_sources([self.source / "mitos12"], **_contest(self.source / "mitos12", "aperio", 0.2456)),
             "atypia14": find_sources(
@@ -119,11 +121,13 @@ class Data:
     @cached_property
     def patches(self) -> PatchIndex:
         """Patches of all slides."""
-        for name, slides in self.slides.items():
-            for record in extract_patches(slides, self.out / name, self.config.extract):
-                if record.error:
-                    raise SystemExit(record.error)
-        return PatchIndex.join([PatchIndex.read(self.out / name) for name in self.slides])
+        slides = self.slides
+        with sole_writer(self.out, wait=True):
+            for name, some in slides.items():
+                for record in extract_patches(some, self.out / name, self.config.extract, os.cpu_count() or 1):
+                    if record.error:
+                        raise SystemExit(record.error)
+        return PatchIndex.join([PatchIndex.read(self.out / name) for name in slides])
 
     def crops_left_out(self, fold: str) -> set[str]:
         """The slides of crops that the models of a fold do not see: each fold of cases leaves out a part of them."""

@@ -10,7 +10,7 @@ from conftest import MPP, QUICK_VERIFIER, candidate_set, spots_slide, verifier_s
 
 from mitosis import candidate_batches as module
 from mitosis.candidate_batches import candidate_batches, draws, head_of
-from mitosis.crops import CLASSES, FIGURE, LOOK_ALIKE, OTHER, crop_side, read_crops
+from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, crop_side, read_crops
 from mitosis.errors import PatchIndexError
 
 
@@ -203,16 +203,13 @@ def test_a_donor_is_of_another_case(tmp_path, monkeypatch):
     assert all(case_of[image.tobytes()] != case_of[donor.tobytes()] for image, donor in pairs)
 
 
-def test_a_thread_makes_the_same_batches_in_order_and_no_more_than_three_ahead(tmp_path, monkeypatch):
-    candidates, settings, made = candidate_set(tmp_path), verifier_settings(steps=9), []
-    direct = module._Shown(candidates, settings)
-    labels = np.array([candidate.label for candidate in candidates.candidates])
-    order = draws({name: np.flatnonzero(labels == name) for name in CLASSES}, settings)
-    expected = [direct.batch(rows) for rows in order]
-    batch = module._Shown.batch
-    monkeypatch.setattr(module._Shown, "batch", lambda self, rows: made.append(0) or batch(self, rows))
-    for number, (images, classes, _) in enumerate(candidate_batches(candidates, settings)):
-        assert len(made) <= number + 3
-        assert torch.equal(images, expected[number][0])
-        assert torch.equal(classes, expected[number][1])
-    assert number == 8
+@pytest.mark.slow
+def test_batches_are_the_same_for_any_number_of_workers(tmp_path):
+    candidates = with_domains(candidate_set(tmp_path), "a", "b", "c")
+    settings = verifier_settings(auxiliary_domains=("b", "c"), steps=5, **JITTERS)
+    by_thread = list(candidate_batches(candidates, settings))
+    by_processes = list(candidate_batches(candidates, settings.model_copy(update={"workers": 2})))
+    assert len(by_thread) == len(by_processes) == 5
+    for one, other in zip(by_thread, by_processes, strict=True):
+        assert all(torch.equal(*parts) for parts in zip(one, other, strict=True))
+    assert not torch.equal(by_thread[0].images, by_thread[1].images)

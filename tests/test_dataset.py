@@ -9,7 +9,8 @@ from conftest import MPP
 from PIL import Image
 
 from mitosis.config import NetworkConfig, TrainConfig
-from mitosis.dataset import PatchDataset, load_batches
+from mitosis.dataset import PatchDataset
+from mitosis.loading import load_batches
 from mitosis.masks import save_mask
 from mitosis.patches import Patch, PatchIndex
 from mitosis.sampling import Draw

@@ -6,8 +6,9 @@ import pytest
 from conftest import TINY
 from scipy.stats import chisquare
 
-from mitosis.dataset import PatchDataset, load_batches
+from mitosis.dataset import PatchDataset
 from mitosis.dry_run import Plan, PlanRow, plan_run
+from mitosis.loading import load_batches
 from mitosis.patches import MITOTIC
 from mitosis.sampling import SAMPLERS, PatchPool, epochs
 from mitosis.splits import TRAIN

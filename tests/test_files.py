@@ -176,6 +176,22 @@ with mitosis.files.sole_writer(pathlib.Path(sys.argv[1])):
         pass
 
 
+@locks
+def test_a_writer_may_wait_for_another(tmp_path):
+    written = []
+
+    def write_next():
+        with sole_writer(tmp_path, wait=True):
+            written.append("next")
+
+    with ThreadPoolExecutor(1) as pool:
+        with sole_writer(tmp_path):
+            waiting = pool.submit(write_next)
+            written.append("first")
+        waiting.result()
+    assert written == ["first", "next"]
+
+
 def test_where_folders_cannot_be_locked_nothing_is_held(tmp_path, monkeypatch):
     def flock(_handle, _how):
         raise OSError("Function not implemented")

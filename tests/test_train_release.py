@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from mitosis.cohort import SlideSource
 from mitosis.config import VerifierConfig
 from mitosis.crops import FIGURE, OTHER
 from mitosis.detections import Detections
-from mitosis.errors import ConfigError
-from mitosis.files import sha256
+from mitosis.errors import ConfigError, OutputError
+from mitosis.files import sha256, sole_writer
 from mitosis.inference import Model, count_slide
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import UNCALIBRATED
@@ -177,6 +178,32 @@ def test_the_same_command_does_nothing_twice(released: Path, data: Path) -> None
     before = {path: path.stat().st_mtime_ns for path in files}
     _run(data, released, "--folds", "a", "all")
     assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
+@pytest.mark.slow
+def test_others_wait_while_a_command_makes_the_data(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    out, held = tmp_path / "data", list[bool]()
+
+    def is_held() -> bool:
+        try:
+            with sole_writer(out):
+                return False
+        except OutputError:
+            return True
+
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *words: held.append(is_held()) or work(*words)
+
+    for name in ("write_mosaics", "extract_patches"):
+        monkeypatch.setattr(train_release, name, noted(getattr(train_release, name)))
+    patches = train_release.Data(data, out, train_release.load_config(None, QUICK)).patches
+    assert held == [True] * 4
+    assert not is_held()
+    assert len(patches.patches) > len(FIELDS)
+    assert train_release.Data(data, out, train_release.load_config(None, QUICK)).patches == patches
 
 
 @pytest.mark.slow
