@@ -37,6 +37,8 @@ class Model:
 
     Attributes
     ----------
+    stride, radius : int
+        Those of the network, px.
     runs_on : str
         Name, version and precision of the engine.
     folder : Path or None
@@ -49,7 +51,7 @@ class Model:
     engine: Engine
     card: ModelCard
     stride: int
-    margin: int
+    radius: int
     second: Verifier | None = None
     runs_on: str = ""
     folder: Path | None = None
@@ -80,7 +82,7 @@ class Model:
             check_processor(name)
         engine, runs_on = build_engine(network, device, name, precision), describe_engine(name, precision)
         in_flight = streams() if name == "openvino" else 2 if device.type == "cuda" and name == "torch" else 1
-        return cls(engine, card, network.stride, network.margin, runs_on=runs_on, in_flight=in_flight)
+        return cls(engine, card, network.stride, network.radius, runs_on=runs_on, in_flight=in_flight)
 
     @classmethod
     def load(cls, path: Path, config: CountConfig | None = None, process: int | None = None) -> "Model":
@@ -156,7 +158,7 @@ def check_tile_size(model: Model, config: CountConfig) -> None:
 
 def _margin(model: Model) -> int:
     """What a tile's window holds around its core, px: what peaks need, and what the network needs around that."""
-    return -(-(reach_px(model.card.mpp) + model.margin) // model.stride) * model.stride
+    return -(-(reach_px(model.card.mpp) + model.radius) // model.stride) * model.stride
 
 
 def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Tile, ...]:

@@ -66,7 +66,7 @@ BLOCKS: dict[str, Callable[[int, int, int], list[nn.Module]]] = {
     "inverted": _inverted,
 }
 """Ways to look at a pixel's neighbours: (channels in, channels out, expansion) → layers, one 3x3 convolution among them
-and none that changes the size of the picture, on which `UNet.margin` relies."""
+and none that changes the size of the picture, on which `UNet.radius` relies."""
 
 
 class _Join(nn.Sequential):
@@ -83,7 +83,7 @@ class _Join(nn.Sequential):
 class UNet(nn.Module):
     """U-Net with two `BLOCKS` a level, max-pooling down and nearest-neighbour upsampling.
 
-    Batch normalisation uses fixed statistics at prediction, so a pixel's logits depend only on pixels within `margin`;
+    Batch normalisation uses fixed statistics at prediction, so a pixel's logits depend only on pixels within `radius`;
     group or instance normalisation would tie them to the whole tile.
 
     Parameters
@@ -153,15 +153,19 @@ class UNet(nn.Module):
         return self.stem << self.depth
 
     @property
-    def margin(self) -> int:
-        """Context a pixel's logits depend on, px on each side: the receptive radius, rounded up to the stride.
+    def radius(self) -> int:
+        """How far beyond a pixel, in px on each side, what its logits depend on reaches at most.
 
         The two 3x3 convolutions of a level reach ``2 * 2 ** k`` on the way down and the same on the way up; pooling and
         upsampling add the position inside a square that is pooled. In all ``7 * 2 ** depth - 5``, or as many squares of
         a stem, of which the outermost counts half as the stem sees no more of it, and the position inside the own one.
         """
-        radius = self.stem * ((7 << self.depth) - 5) + max(self.stem // 2 - 1, 0)
-        return -(-radius // self.stride) * self.stride
+        return self.stem * ((7 << self.depth) - 5) + max(self.stem // 2 - 1, 0)
+
+    @property
+    def margin(self) -> int:
+        """The `radius` rounded up to the stride: what a tile alone needs around its core, px."""
+        return -(-self.radius // self.stride) * self.stride
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes, H, W] of images [B, 3, H, W]; H and W are multiples of `stride`."""

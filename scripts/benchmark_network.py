@@ -37,7 +37,7 @@ class _Contender(NamedTuple):
     def halo(self) -> int:
         """What surrounds the core of a tile when a slide is counted, px on each side."""
         stride = self.network.stride
-        return -(-(reach_px(self.mpp) + self.network.margin) // stride) * stride
+        return -(-(reach_px(self.mpp) + self.network.radius) // stride) * stride
 
     def per_mm2(self, side: int) -> float:
         """How many squares of `side` px are a mm²."""

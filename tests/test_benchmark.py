@@ -122,9 +122,9 @@ def test_network_times_the_default_and_shipped_ones_against_the_usual_u_net(
         assert figure["ratio"] == pytest.approx(figure["baseline"] / figure["value"])
     assert figures["default network, GFLOP"]["ratio"] == pytest.approx(5.24, abs=0.01)  # 1711 / 326
     counted, alone = (figures[f"default network, float32, {what}"] for what in ("as counted", "without halo"))
-    # Of 384 px the halo leaves 384 - 2 * 80 to this network, and 384 - 2 * 160 to the other.
-    assert counted["value"] / alone["value"] == pytest.approx((384 / 224) ** 2)
-    assert counted["baseline"] / alone["baseline"] == pytest.approx((384 / 64) ** 2)
+    # Of 384 px the halo leaves 384 - 2 * 72 to this network, and 384 - 2 * 144 to the other.
+    assert counted["value"] / alone["value"] == pytest.approx((384 / 240) ** 2)
+    assert counted["baseline"] / alone["baseline"] == pytest.approx((384 / 96) ** 2)
 
 
 def test_without_json_it_prints_a_table(

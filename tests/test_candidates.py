@@ -57,7 +57,7 @@ def never(_images):
     raise AssertionError("the candidates of these tests are given")
 
 
-MODEL = Model(never, CARD, stride=1, margin=0)
+MODEL = Model(never, CARD, stride=1, radius=0)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def by_darkness(images):
     return ((images[..., 0] < 100) * 0.9).astype(np.float32)
 
 
-ORACLE = Model(by_darkness, CARD, stride=1, margin=0, runs_on="oracle 1 float32")
+ORACLE = Model(by_darkness, CARD, stride=1, radius=0, runs_on="oracle 1 float32")
 
 
 def config(**settings):

@@ -48,7 +48,7 @@ def by_darkness(images):
     return ((images[..., 0] < 100) * 0.9).astype(np.float32)
 
 
-ORACLE = Model(by_darkness, CARD, stride=1, margin=0)
+ORACLE = Model(by_darkness, CARD, stride=1, radius=0)
 
 
 def config(**settings):
@@ -141,14 +141,14 @@ def test_the_stain_of_a_part_may_be_that_of_its_slide(busy_slide):
 
 
 def test_without_its_margin_they_would_not(busy_model, busy_slide, whole):
-    found = found_on(busy_slide, replace(busy_model, margin=0))
+    found = found_on(busy_slide, replace(busy_model, radius=0))
     with pytest.raises(AssertionError):
         assert_same(found, whole)
 
 
 def test_off_its_stride_they_would_not(busy_model, busy_slide):
     slide = ArraySlide(busy_slide.pixels[:268])  # sides are multiples of 4, but a margin of 42 px is none
-    found, expected = (found_on(slide, model) for model in (replace(busy_model, stride=2), busy_model))
+    found, expected = (found_on(slide, model) for model in (replace(busy_model, stride=2, radius=25), busy_model))
     with pytest.raises(AssertionError):
         assert_same(found, expected)
 
@@ -336,9 +336,9 @@ def test_progress_is_told_batch_by_batch():
     assert told == [(min(done, n_tiles), n_tiles) for done in range(5, n_tiles + 5, 5)]
 
 
-@pytest.mark.parametrize(("stride", "margin", "needed"), [(3, 24, "a multiple of 3 above "), (4, 60, "above ")])
-def test_a_tile_that_does_not_fit_the_network_is_refused_with_one_that_does(stride, margin, needed):
-    model, slide = replace(ORACLE, stride=stride, margin=margin), ArraySlide(draw_field([(60.0, 60.0)]))
+@pytest.mark.parametrize(("stride", "radius", "needed"), [(3, 24, "a multiple of 3 above "), (4, 60, "above ")])
+def test_a_tile_that_does_not_fit_the_network_is_refused_with_one_that_does(stride, radius, needed):
+    model, slide = replace(ORACLE, stride=stride, radius=radius), ArraySlide(draw_field([(60.0, 60.0)]))
     with pytest.raises(ConfigError, match=rf"count\.tile_size = 128: this model needs .*{needed}\d+\.") as refused:
         found_on(slide, model)
     above = int(str(refused.value).rstrip(".").split()[-1])

@@ -59,7 +59,7 @@ def never(_images):
     raise AssertionError("the detections of these tests are given")
 
 
-MODEL = Model(never, CARD, stride=1, margin=0)
+MODEL = Model(never, CARD, stride=1, radius=0)
 
 
 def name_of(x, y, slide="A01", digest=DIGEST):

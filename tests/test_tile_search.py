@@ -18,11 +18,11 @@ from mitosis.slides import read_at_mpp
 from mitosis.tile_search import Model, find_in_tiles, read_ahead, tiles_on
 from mitosis.tissue import TissueMask
 
-STRIDE, MARGIN = 4, 6  # of the network
+STRIDE, RADIUS = 4, 6  # of the network
 
 
 def model(mpp):
-    return SimpleNamespace(card=SimpleNamespace(mpp=mpp), stride=STRIDE, margin=MARGIN)
+    return SimpleNamespace(card=SimpleNamespace(mpp=mpp), stride=STRIDE, radius=RADIUS)
 
 
 def mask_of(pixels, dimensions, slide_mpp=0.25):
@@ -69,7 +69,7 @@ def test_windows_surround_cores_by_the_same_margin_and_no_more_than_a_tile(seed,
         assert max(tile.window.size) <= tile_size
         assert all(side % STRIDE == 0 for side in tile.window.size)
         margin = tile.core.x0 - tile.window.x0
-        assert margin == tile.core.y0 - tile.window.y0 >= MARGIN + reach_px(0.5)
+        assert margin == tile.core.y0 - tile.window.y0 >= RADIUS + reach_px(0.5)
         right, bottom = tile.window.x1 - tile.core.x1, tile.window.y1 - tile.core.y1
         assert margin <= min(right, bottom) <= max(right, bottom) < margin + STRIDE
 
@@ -181,6 +181,6 @@ def test_engines_are_asked_by_as_many_threads_as_serves_them(monkeypatch, engine
     monkeypatch.setattr(module, "choose_device", lambda number: asked.append(number) or torch.device(device))
     monkeypatch.setattr(module, "build_engine", lambda *_: None)
     monkeypatch.setattr(module, "describe_engine", lambda *_: "")
-    network = SimpleNamespace(stride=STRIDE, margin=MARGIN)
+    network = SimpleNamespace(stride=STRIDE, radius=RADIUS)
     assert Model.of(network, None, CountConfig(engine=engine), 3).in_flight == expected
     assert asked == [3]

@@ -28,7 +28,7 @@ def _trained_looking(width: int, depth: int, block: str = "plain", stem: int = 1
 
 @every_block
 @pytest.mark.parametrize(("depth", "stem"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (1, 4)])
-def test_margin_is_the_receptive_radius_rounded_up(depth: int, block: str, stem: int) -> None:
+def test_the_radius_is_what_logits_depend_on_and_the_margin_is_it_rounded_up(depth: int, block: str, stem: int) -> None:
     network = _trained_looking(4, depth, block, stem).double()  # in fewer channels nothing may get through a ReLU
     side = 2 * (network.margin + network.stride)
     middle = side // 2
@@ -39,7 +39,9 @@ def test_margin_is_the_receptive_radius_rounded_up(depth: int, block: str, stem:
         assert image.grad is not None
         rows = image.grad.abs().sum(dim=(0, 1, 3)).nonzero()
         reach = max(reach, int((rows - middle - offset).abs().max()))
-    assert network.margin - network.stride < reach <= network.margin
+    assert reach == network.radius
+    assert network.radius <= network.margin < network.radius + network.stride
+    assert network.margin % network.stride == 0
 
 
 @every_block
