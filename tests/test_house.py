@@ -81,7 +81,7 @@ def test_no_pool_that_hangs_when_a_worker_is_killed_and_nothing_that_unpickles()
 
 def test_torch_stays_above_the_floor_of_learning():
     above = {"augment", "checkpoints", "dataset", "engines", "export", "inference", "losses", "runtime", "sampling"}
-    above |= {"auxiliary", "candidate_batches", "descent", "distributed", "folding", "learner", "looks"}
+    above |= {"auxiliary", "candidate_batches", "descent", "distributed", "folding", "learner", "loading", "looks"}
     above |= {"openvino_runner", "quantization", "rebalance", "second_engine", "training", "unet", "validation"}
     above |= {"symmetry", "verification", "verifier"}
     for path in FILES:
