@@ -42,6 +42,7 @@ def load_batches(dataset: Dataset[Any], batches: Sequence[Sequence[Any]], worker
         multiprocessing_context="spawn",
         worker_init_fn=_work_alone,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the stream that dropout draws from
     )
     yield from map(tuple, loader)
 

@@ -1,12 +1,14 @@
 """Files: a write has happened completely or not at all."""
 
 import hashlib
+import importlib
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -177,16 +179,26 @@ with mitosis.files.sole_writer(pathlib.Path(sys.argv[1])):
 
 
 @locks
-def test_a_writer_may_wait_for_another(tmp_path):
-    written = []
+def test_a_writer_may_wait_for_another(tmp_path, monkeypatch):
+    fcntl, waits, written = importlib.import_module("fcntl"), threading.Event(), []
+    flock = fcntl.flock
+
+    def spy(handle, how):
+        if not how & fcntl.LOCK_NB:
+            with pytest.raises(BlockingIOError):
+                flock(handle, how | fcntl.LOCK_NB)
+            waits.set()
+        flock(handle, how)
 
     def write_next():
         with sole_writer(tmp_path, wait=True):
             written.append("next")
 
+    monkeypatch.setattr(fcntl, "flock", spy)
     with ThreadPoolExecutor(1) as pool:
         with sole_writer(tmp_path):
             waiting = pool.submit(write_next)
+            assert waits.wait(30)
             written.append("first")
         waiting.result()
     assert written == ["first", "next"]

@@ -106,6 +106,15 @@ def test_the_card_tells_what_it_learned_from_and_how_good_it_is(made):
     assert [(name, step) for name, step, _ in told] == [("second stage", step) for step in range(1, 41)]
 
 
+@pytest.mark.slow
+def test_the_model_has_the_same_bytes_for_any_number_of_workers(made, tmp_path):
+    folder, _, _ = made
+    config = CONFIG.model_copy(update={"verifier": CONFIG.verifier.model_copy(update={"workers": 2})})
+    add_second_stage(folder / "first", CandidateSet.read(folder / "both" / "candidates"), tmp_path / "both", config)
+    for name in ("model.json", "model.safetensors", "verifier.safetensors"):
+        assert (tmp_path / "both" / name).read_bytes() == (folder / "both" / name).read_bytes()
+
+
 def test_both_stages_are_read_as_they_were_written(made):
     folder, card, _ = made
     network, read = load_model(folder / "both")

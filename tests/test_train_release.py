@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,8 @@ def test_the_same_command_does_nothing_twice(released: Path, data: Path) -> None
 def test_others_wait_while_a_command_makes_the_data(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("fcntl")
-    out, held = tmp_path / "data", list[bool]()
+    pytest.importorskip("fcntl", reason="folders cannot be locked here")
+    out, held, waits = tmp_path / "data", list[bool](), list[bool]()
 
     def is_held() -> bool:
         try:
@@ -197,10 +198,16 @@ def test_others_wait_while_a_command_makes_the_data(
     def noted(work: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *words: held.append(is_held()) or work(*words)
 
+    def writer(folder: Path, *, wait: bool = False) -> AbstractContextManager[None]:
+        waits.append(wait)
+        return sole_writer(folder, wait=wait)
+
+    monkeypatch.setattr(train_release, "sole_writer", writer)
     for name in ("write_mosaics", "extract_patches"):
         monkeypatch.setattr(train_release, name, noted(getattr(train_release, name)))
     patches = train_release.Data(data, out, train_release.load_config(None, QUICK)).patches
     assert held == [True] * 4
+    assert waits == [True] * 2
     assert not is_held()
     assert len(patches.patches) > len(FIELDS)
     assert train_release.Data(data, out, train_release.load_config(None, QUICK)).patches == patches
