@@ -32,6 +32,7 @@ from mitosis.crops import (
     save_crops,
     save_table,
 )
+from mitosis.crowding import tissue_around
 from mitosis.errors import ConfigError, LeakageError, PatchIndexError
 from mitosis.files import make_folder
 from mitosis.inference import Model, count_slide
@@ -220,7 +221,7 @@ class _Cutter:
             crops = read_crops(slide, xy, settings.mpp, crop_side(settings.crop), stain)
             keep = np.flatnonzero(_readable(slide, xy))
         save_crops(self.out, source.slide_id, crops[keep])
-        score = np.concatenate([found.score, np.zeros(len(missed))])
+        score, around_mm2 = np.concatenate([found.score, np.zeros(len(missed))]), tissue_around(xy, counted.tissue)
         labels = np.concatenate([labels, np.full(len(missed), FIGURE)])
         candidates = [
             Candidate(
@@ -234,6 +235,7 @@ class _Cutter:
                 score=float(score[place]),
                 label=str(labels[place]),
                 found=place < len(found),
+                around_mm2=round(float(around_mm2[place]), 9),
             )
             for row, place in enumerate(keep.tolist())
         ]

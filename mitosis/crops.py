@@ -65,6 +65,8 @@ class Candidate:
         One of `CLASSES`, or `UNCLEAR`.
     found : bool
         Whether the first stage found it.
+    around_mm2 : float
+        Tissue around it, as `mitosis.crowding.tissue_around` tells it; 0 of what is not on a slide.
     """
 
     slide_id: str
@@ -77,6 +79,7 @@ class Candidate:
     score: float
     label: str
     found: bool
+    around_mm2: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,7 @@ def _candidate(row: Mapping[str, str]) -> Candidate:
         score=float(row["score"]),
         label=row["label"],
         found=row["found"] == "1",
+        around_mm2=float(row["around_mm2"]),
     )
 
 

@@ -73,9 +73,10 @@ def export_second(network: Verifier, card: VerifierCard, path: Path) -> Exported
     """Write the second stage of a model and its card as one ONNX file, and measure how exact it is.
 
     It takes squares round candidates, uint8 [batch, side, side, 3] as read, and gives the probability of a mitotic
-    figure, float32 [batch]. Its ``metadata_props`` hold `card` (JSON: how the two stages' scores are combined and
-    calibrated, how many turned views are averaged, and from which scores on), `mpp` (µm/px of the squares) and `side`
-    (px). All members are asked about each square; a count asks them only from `members_from` on.
+    figure, float32 [batch]. Its ``metadata_props`` hold `card` (JSON: how the two stages' scores are combined, lowered
+    among look-alikes (`mitosis.crowding`) and calibrated, how many turned views are averaged, and from which scores
+    on), `mpp` (µm/px of the squares) and `side` (px). All members are asked about each square; a count asks them only
+    from `members_from` on.
 
     Raises
     ------

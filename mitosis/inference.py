@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mitosis.checkpoints import VerifierCard
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport, mitotic_count
+from mitosis.crowding import COUNTED_FROM, discount_crowds, tissue_around
 from mitosis.detections import SCORE_STEPS, Detections, concatenate, merge
 from mitosis.errors import SlideError
 from mitosis.geometry import Tile
@@ -148,7 +150,7 @@ def finish_slide(
             f"{slide.path}: {unreadable:.1%} of the tissue lies in damaged tiles, over {config.max_bad_fraction:.1%} "
             f"(first: {bad_tiles[0].reason}). Copy the file again, or raise count.max_bad_fraction."
         )
-    candidates = found[readable.contains(found.xy)]
+    candidates = _final(found[readable.contains(found.xy)], readable, second, config)
     threshold = config.threshold or model.card.threshold_for(config.objective, verified=second is not None)
     report = mitotic_count(
         candidates,
@@ -169,14 +171,17 @@ def finish_slide(
 def _first_stage(model: Model, config: CountConfig) -> CountConfig:
     """The settings of the first stage: where there is a second, it is the one that drops what scores low.
 
-    What the second cannot bring up to `score_floor` with the surest of answers is not handed to it.
+    What the second cannot bring up to `score_floor` with the surest of answers is not handed to it, unless it might
+    make a crowd of others.
     """
     card = model.second_card(config)
     if card is None:
         return config
     first = np.arange(1, SCORE_STEPS + 1) / SCORE_STEPS
-    best = card.score_calibration(combine_scores(np.ones_like(first), first, card.settings))
-    able = first[best >= config.score_floor]
+    best = combine_scores(np.ones_like(first), first, card.settings)
+    able = first[card.score_calibration(best) >= config.score_floor]
+    if card.settings.crowding:
+        able = np.append(able, first[best >= COUNTED_FROM])
     least = config.verify_floor or card.settings.ask_floor or card.settings.score_floor
     return config.model_copy(update={"score_floor": max(least, able.min(initial=1.0))})
 
@@ -184,7 +189,7 @@ def _first_stage(model: Model, config: CountConfig) -> CountConfig:
 def _candidates(
     started: StartedSlide, model: Model, config: CountConfig, on_tiles: Callable[[int, int], None]
 ) -> tuple[Detections, set[BadTile]]:
-    """All candidates on tissue, merged, with their final scores, and the damaged tiles that were met."""
+    """All candidates on tissue, merged, as the last stage that there is scores them, and the damaged tiles met."""
     slide, tissue, card = started.slide, started.tissue, model.second_card(config)
     parts, bad_tiles, n_done = list[Detections](), set[BadTile](), 0
     for piece in started.pieces:
@@ -196,8 +201,17 @@ def _candidates(
     if card is None or model.second is None or not len(found):
         return found, bad_tiles
     judged = list(started.judge(slide, found, model, config, started.stain))
-    found = concatenate(piece.detections for piece in judged).sorted()
-    return found[found.score >= config.score_floor], bad_tiles.union(*(piece.bad_tiles for piece in judged))
+    bad_tiles.update(*(piece.bad_tiles for piece in judged))
+    return concatenate(piece.detections for piece in judged), bad_tiles
+
+
+def _final(found: Detections, tissue: TissueMask, card: VerifierCard | None, config: CountConfig) -> Detections:
+    """Candidates on readable tissue with their final scores, sorted: crowds are discounted, then scores calibrated."""
+    if card is not None:
+        settings, around = card.settings, tissue_around(found.xy, tissue)
+        found = discount_crowds(found, around, tissue.slide_mpp, settings.crowding, settings.crowding_from)
+        found = Detections(found.xy, card.score_calibration(found.score), found.area_um2)
+    return found[found.score >= config.score_floor].sorted()
 
 
 def judge_candidates(
@@ -207,6 +221,5 @@ def judge_candidates(
     card = model.second_card(config)
     if card is None or model.second is None:
         raise ValueError("the model has no second stage to judge by")
-    settings, calibration = card.settings, card.score_calibration
-    options = {"views": max(config.views, settings.views), "workers": config.workers}
-    yield Found(0, verify(slide, candidates, model.second, settings, stain, calibration=calibration, **options))
+    views = max(config.views, card.settings.views)
+    yield Found(0, verify(slide, candidates, model.second, card.settings, stain, views=views, workers=config.workers))

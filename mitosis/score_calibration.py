@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 
 from mitosis.detections import SCORE_STEPS
 
-__all__ = ["UNCALIBRATED", "ScoreCalibration", "calibration_error", "fit_calibration"]
+__all__ = ["UNCALIBRATED", "ScoreCalibration", "calibration_error", "fit_calibration", "log_odds"]
 
 Values = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ class ScoreCalibration:
         scores = np.asarray(score, dtype=np.float64)
         if self == UNCALIBRATED:
             return scores
-        steps = np.rint(expit(_log_odds(scores) / self.temperature + self.offset) * SCORE_STEPS)
+        steps = np.rint(expit(log_odds(scores) / self.temperature + self.offset) * SCORE_STEPS)
         probability: Values = np.maximum(steps, 1) / SCORE_STEPS
         return probability
 
@@ -49,7 +49,8 @@ UNCALIBRATED = ScoreCalibration()
 """The calibration that changes nothing."""
 
 
-def _log_odds(scores: Values) -> Values:
+def log_odds(scores: Values) -> Values:
+    """Log-odds of scores, as if each lay at least half a step from 0 and 1."""
     half = 0.5 / SCORE_STEPS  # a score is rounded, so none is certain
     odds: Values = logit(np.clip(scores, half, 1 - half))
     return odds
@@ -75,7 +76,7 @@ def fit_calibration(score: ArrayLike, is_figure: ArrayLike) -> ScoreCalibration:
     n_figures, n_others = int(truth.sum()), int((~truth).sum())
     if not n_figures or not n_others:
         return UNCALIBRATED
-    odds = _log_odds(np.asarray(score, dtype=np.float64))
+    odds = log_odds(np.asarray(score, dtype=np.float64))
     target = np.where(truth, (n_figures + 1) / (n_figures + 2), 1 / (n_others + 2))
 
     def loss(parameters: Values) -> tuple[float, Values]:

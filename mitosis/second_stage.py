@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mitosis.checkpoints import ModelCard, VerifierCard, load_model, save_model, save_verifier
 from mitosis.config import Config, save_config
 from mitosis.crops import CLASSES, Candidate, CandidateSet, CandidateSlide, centre
+from mitosis.crowding import discount_crowds
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError, PatchIndexError
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, evaluate
@@ -151,24 +152,19 @@ def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> lis
     for name, found in by_slide.items():
         slide = candidates.slides[name]
         first = np.array([candidate.score for candidate in found])
-        final = _final_scores(candidates, found, second, config)
         xy = np.array([(candidate.x, candidate.y) for candidate in found]).reshape(-1, 2)
+        both = Detections(xy, _scores_of_both(candidates, found, second, config), np.zeros(len(xy)))
+        around_mm2 = [candidate.around_mm2 for candidate in found]
+        final = discount_crowds(both, around_mm2, slide.mpp, config.verifier.crowding, config.verifier.crowding_from)
         before, after = (
-            SlideScores(
-                name,
-                slide.mpp,
-                slide.figures,
-                Detections(xy, score, np.zeros(len(score))),
-                case_id=slide.case_id,
-                area_mm2=slide.area_mm2,
-            )
-            for score in (first, final)
+            SlideScores(name, slide.mpp, slide.figures, detections, case_id=slide.case_id, area_mm2=slide.area_mm2)
+            for detections in (replace(both, score=first), final)
         )
         scores.append((before, after))
     return scores
 
 
-def _final_scores(
+def _scores_of_both(
     candidates: CandidateSet, found: Sequence[Candidate], second: Verifier, config: Config
 ) -> NDArray[np.float64]:
     """Scores of both stages of some candidates, [N]; a few crops are in memory at once."""

@@ -202,6 +202,11 @@ class VerifierConfig(JitterConfig):
     first_weight: Fraction = 0.2
     """Weight of the first stage in `log_odds`. On scanners that it has not seen it is unsure of figures, which an equal
     weight loses; logistic regressions on nine of ten cases at a time gave 0.15 to 0.28."""
+    crowding: Annotated[float, Field(ge=0, le=4)] = 0.0
+    """By how much the log-odds of a candidate fall where look-alikes are many: so many times the logarithm of how many
+    times more of them are around it than `crowding_from` (`mitosis.crowding`); 0: not at all."""
+    crowding_from: Positive = 15.0
+    """Look-alikes per mm² from which on they are many, by the scores of both stages."""
     calibrate: bool = True
     """Make probabilities of final scores (temperature and offset), by what thresholds are chosen on."""
     folds: Annotated[int, Field(ge=2)] = 5

@@ -20,7 +20,6 @@ from mitosis.engines import to_input
 from mitosis.looks import BATCH, score_batches
 from mitosis.rebalance import refit_head
 from mitosis.runtime import choose_device, choose_dtype
-from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.slides import Slide
 from mitosis.stain import StainLevels
 from mitosis.symmetry import tie_orientations, untie_orientations
@@ -42,11 +41,10 @@ def verify(
     stain: StainLevels | None,
     *,
     views: int = 1,
-    calibration: ScoreCalibration = UNCALIBRATED,
     batch_size: int | None = None,
     workers: int = 1,
 ) -> Detections:
-    """The candidates of a slide with the scores that the second stage gives them, sorted.
+    """The candidates of a slide with the scores that both stages give them, not calibrated, sorted.
 
     A candidate's score hangs on its place and its pixels alone, so it does not depend on tiles, batches or on the other
     candidates. Only their crops are read: the cost is per candidate, not per mm².
@@ -60,8 +58,6 @@ def verify(
     views : int
         Turned and mirrored views whose mean is taken, as in `average_views`, of what `members_from` and `views_from`
         ask for; the rest keeps what was said at first sight.
-    calibration : ScoreCalibration
-        What makes probabilities of the scores; by default nothing.
     batch_size : int or None
         Crops that are read, and looked at, together; None: 64, shared out to the threads that ask at once.
     workers : int
@@ -82,7 +78,7 @@ def verify(
     n = max(workers, _READERS) if _device(network).type == "cuda" else min(workers, 1)
     batches = in_threads(read, range(0, len(ordered), batch_size), n, ahead=n)
     scores = score_batches(network, batches, settings, views, batch_size)
-    return Detections(ordered.xy, calibration(scores), ordered.area_um2).sorted()
+    return Detections(ordered.xy, scores, ordered.area_um2).sorted()
 
 
 def _by_place(xy: NDArray[np.float64]) -> NDArray[np.int64]:

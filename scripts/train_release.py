@@ -211,11 +211,15 @@ class Fold:
         path = self.out / f"{model.name}.json"
         if path.exists():
             return
-        ready, rows, amibr = self._model(model), [], self.data.source / "amibr"
+        ready, rows, amibr = self._model(model), list[dict[str, Any]](), self.data.source / "amibr"
+        apart = _without_crowding(ready)
         for source in filter(self._is_predicted, self.data.all_slides):
             with open_slide(source.path, source.mpp) as slide:
-                stain = None if source.domain in FIELDS else stain_beside_figures(amibr, source.slide_id)
-                counted = count_slide(slide, source.slide_id, ready, self.config.count, stain=stain)
+                if source.domain in FIELDS:
+                    counted = count_slide(slide, source.slide_id, ready, self.config.count)
+                else:
+                    stain = stain_beside_figures(amibr, source.slide_id)
+                    counted = count_slide(slide, source.slide_id, apart, self.config.count, stain=stain)
                 marks, _ = read_marks(source)
                 rows.append(
                     {
@@ -231,6 +235,16 @@ class Fold:
                     }
                 )
         write_json(path, rows)
+
+
+def _without_crowding(model: Model) -> Model:
+    """The model for crops, which stand close in a mosaic; that says nothing of how close candidates are on a slide."""
+    second = model.card.verifier
+    if second is None:
+        return model
+    settings = second.settings.model_copy(update={"crowding": 0.0})
+    card = model.card.model_copy(update={"verifier": second.model_copy(update={"settings": settings})})
+    return replace(model, card=card)
 
 
 def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str]) -> Path:

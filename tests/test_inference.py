@@ -20,13 +20,14 @@ from conftest import (
 from mitosis.checkpoints import ModelCard, VerifierCard, load_model
 from mitosis.config import CountConfig, NetworkConfig, VerifierConfig
 from mitosis.crops import CLASSES
-from mitosis.detections import concatenate, find_peaks, merge, reach_px
+from mitosis.crowding import discount_crowds, tissue_around
+from mitosis.detections import Detections, concatenate, find_peaks, merge, reach_px
 from mitosis.engines import to_input
 from mitosis.errors import ConfigError, ModelError, SlideError
 from mitosis.geometry import Box
 from mitosis.inference import Model, count_slide, start_slide
 from mitosis.looks import combine_scores
-from mitosis.score_calibration import ScoreCalibration
+from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.slides import BadTile, open_slide
 from mitosis.stain import StainLevels, measure_stain
 from mitosis.tissue import find_tissue
@@ -47,6 +48,8 @@ def by_darkness(images):
     """An engine that sees figures where there is little red light."""
     return ((images[..., 0] < 100) * 0.9).astype(np.float32)
 
+
+FEW_PER_MM2 = 200.0  # candidates from which on they are a crowd on the busy slide of 0.02 mm²
 
 ORACLE = Model(by_darkness, CARD, stride=1, radius=0)
 
@@ -192,11 +195,48 @@ def test_what_cannot_reach_the_floor_is_not_looked_at_again_and_would_not_have_b
     assert score_floor < 0.1 or len(handed[0]) < len(handed[1])
 
 
+def crowded(model, **settings):
+    """The model, told that a few candidates are a crowd."""
+    second = model.card.verifier
+    settings = second.settings.model_copy(update={"crowding": 1.0, "crowding_from": FEW_PER_MM2, **settings})
+    return replace(
+        model, card=model.card.model_copy(update={"verifier": second.model_copy(update={"settings": settings})})
+    )
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_final_scores_do_not_depend_on_tiles_either(busy_slide, two_stages, batch_size):
-    small, big = (found_on(busy_slide, two_stages, tile_size=size, batch_size=batch_size) for size in (132, 512))
+@pytest.mark.parametrize("crowding", [0.0, 1.0])
+def test_final_scores_do_not_depend_on_tiles_either(busy_slide, two_stages, batch_size, crowding):
+    model = crowded(two_stages, crowding=crowding)
+    small, big = (found_on(busy_slide, model, tile_size=size, batch_size=batch_size) for size in (132, 512))
     assert len(big) > 20
     assert_same(small, big)
+
+
+def test_crowds_are_discounted_before_scores_are_calibrated(busy_slide, two_stages):
+    second = two_stages.card.verifier
+    raw = replace(
+        two_stages,
+        card=two_stages.card.model_copy(
+            update={"verifier": second.model_copy(update={"score_calibration": UNCALIBRATED})}
+        ),
+    )
+    before = found_on(busy_slide, raw, score_floor=0.0001)
+    around_mm2 = tissue_around(before.xy, find_tissue(busy_slide))
+    less = discount_crowds(before, around_mm2, busy_slide.mpp, 1.0, FEW_PER_MM2)
+    expected = Detections(less.xy, second.score_calibration(less.score), less.area_um2).sorted()
+    assert_same(found_on(busy_slide, crowded(two_stages), score_floor=0.0001), expected)
+    assert (less.score < before.score).any()
+
+
+@pytest.mark.parametrize("score_floor", [0.3, 0.4, 0.45])
+def test_who_asks_for_high_scores_alone_gets_the_same_scores_although_others_make_a_crowd(
+    busy_slide, two_stages, score_floor
+):
+    model = crowded(two_stages, crowding=0.2)
+    few, all_of_them = (found_on(busy_slide, model, score_floor=floor) for floor in (score_floor, 0.0001))
+    assert 0 < len(few) < len(all_of_them)
+    assert_same(few, all_of_them[all_of_them.score >= score_floor])
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.3])

@@ -20,6 +20,7 @@ from mitosis.cohort import find_sources
 from mitosis.config import Config
 from mitosis.crops import CandidateSet, CandidateSlide
 from mitosis.errors import ConfigError, ModelError, PatchIndexError
+from mitosis.evaluation import choose_threshold
 from mitosis.inference import Model, count_slide
 from mitosis.quantization import quantize
 from mitosis.score_calibration import UNCALIBRATED
@@ -153,10 +154,9 @@ def test_a_card_may_ask_for_several_views_of_each_candidate(fields, made, tmp_pa
     with open_slide(fields / "D01.png") as slide:
         model = Model.load(tmp_path / "turned")
         stain = measure_stain(slide, find_tissue(slide), card.mpp) if card.network.normalise_stain else None
-        calibration = card.verifier.score_calibration
-        expected = verify(slide, first, model.second, settings, stain, views=8, calibration=calibration)
+        expected = card.verifier.score_calibration(verify(slide, first, model.second, settings, stain, views=8).score)
     found = count(fields, tmp_path / "turned").candidates
-    np.testing.assert_array_equal(found.score, expected[expected.score >= CONFIG.count.score_floor].score)
+    np.testing.assert_array_equal(found.score, expected[expected >= CONFIG.count.score_floor])
     assert not np.array_equal(found.score, count(fields, folder / "both").candidates.score)
 
 
@@ -171,6 +171,24 @@ def test_final_scores_are_calibrated_unless_told_not_to(made, tmp_path):
     assert plain.score_calibration == UNCALIBRATED
     assert card.verifier.score_calibration(plain.threshold) == pytest.approx(card.verifier.threshold, abs=0.05)
     assert plain.validation["both_stages"]["f1"] == card.verifier.validation["both_stages"]["f1"]
+
+
+def test_thresholds_are_chosen_on_scores_as_a_count_gives_them_crowds_discounted(fields, made, tmp_path):
+    folder, _, _ = made
+    settings = FEW.verifier.model_copy(update={"crowding": 0.5, "crowding_from": 50.0, "calibrate": False})
+    config = FEW.model_copy(update={"verifier": settings})
+    with mock.patch("mitosis.second_stage.choose_threshold", wraps=choose_threshold) as spy:
+        add_second_stage(
+            folder / "first", CandidateSet.read(folder / "both" / "candidates"), tmp_path / "crowded", config
+        )
+    (scored,) = spy.call_args_list[0].args[0]
+    counted = count(fields, tmp_path / "crowded", "C01").candidates
+    np.testing.assert_array_equal(np.sort(scored.candidates.score), np.sort(counted.score))
+    plain = settings.model_copy(update={"crowding": 0.0})
+    card = load_model(tmp_path / "crowded")[1]
+    second = card.verifier.model_copy(update={"settings": plain})
+    (tmp_path / "crowded" / "model.json").write_text(card.model_copy(update={"verifier": second}).model_dump_json())
+    assert (count(fields, tmp_path / "crowded", "C01").candidates.score > counted.score).all()
 
 
 def test_the_unbiased_count_has_a_threshold_of_its_own(fields, made):

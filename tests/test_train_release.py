@@ -174,6 +174,27 @@ def test_the_shipped_model_counts(released: Path, data: Path) -> None:
 
 
 @pytest.mark.slow
+def test_crowds_are_discounted_on_fields_but_not_in_a_mosaic_whose_crops_stand_close(
+    released: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowding, predictions = dict[str, float](), released / "a" / "both.json"
+
+    def spy(slide: Any, name: str, model: Model, *others: Any, **named: Any) -> Any:
+        assert model.card.verifier is not None
+        crowding[name] = model.card.verifier.settings.crowding
+        return count_slide(slide, name, model, *others, **named)
+
+    before = predictions.read_bytes()
+    predictions.unlink()
+    monkeypatch.setattr(train_release, "count_slide", spy)
+    _run(data, released, "--folds", "a")
+    assert predictions.read_bytes() == before
+    fields = {name for name in crowding if name in FIELDS}
+    assert {crowding[name] for name in fields} == {1.5}
+    assert {crowding[name] for name in crowding.keys() - fields} == {0.0}
+
+
+@pytest.mark.slow
 def test_the_same_command_does_nothing_twice(released: Path, data: Path) -> None:
     files = [path for path in released.rglob("*") if path.is_file() and path.parent.name in ("base", "both", "a")]
     before = {path: path.stat().st_mtime_ns for path in files}
