@@ -208,8 +208,10 @@ def _candidates(
 def _final(found: Detections, tissue: TissueMask, card: VerifierCard | None, config: CountConfig) -> Detections:
     """Candidates on readable tissue with their final scores, sorted: crowds are discounted, then scores calibrated."""
     if card is not None:
-        settings, around = card.settings, tissue_around(found.xy, tissue)
-        found = discount_crowds(found, around, tissue.slide_mpp, settings.crowding, settings.crowding_from)
+        settings = card.settings
+        if settings.crowding:
+            around_mm2 = tissue_around(found.xy, tissue)
+            found = discount_crowds(found, around_mm2, tissue.slide_mpp, settings.crowding, settings.crowding_from)
         found = Detections(found.xy, card.score_calibration(found.score), found.area_um2)
     return found[found.score >= config.score_floor].sorted()
 

@@ -75,8 +75,9 @@ LIMITS = (
     "Two stages for H&E slides at 0.5 and 0.25 µm/px. From breast cancer alone: fields of ten cases, the second "
     "stage also crops of half of 198 slides. The fields were chosen where figures are many, so precision on whole "
     "slides is not known. On scanners other than those of the fields it finds fewer figures; so it may on slides "
-    "scanned at 0.5 µm/px (20x), which show less than the second stage learned from. Other tumours, species, and "
-    "stains are untried. Its count is not a diagnosis; research use only."
+    "scanned at 0.5 µm/px (20x), which show less than the second stage learned from. Candidates among many look-alikes "
+    "score less; in a picture much smaller than a field of view each scores as if it stood alone. Other tumours, "
+    "species, and stains are untried. Its count is not a diagnosis; research use only."
 )
 
 
