@@ -7,7 +7,7 @@ change with the number of threads, hardly ever show.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mitosis.geometry import Box
 
@@ -157,15 +156,13 @@ def find_peaks(
     if not np.isfinite(highest):
         raise ValueError("probability: expected finite numbers, but some are not (did training diverge?)")
     least = max(1, math.ceil(floor * SCORE_STEPS - 1e-6))
-    if highest * SCORE_STEPS < least - 1:
+    if not probability.size or highest * SCORE_STEPS < least - 1:
         return Detections.empty()
     reach = reach_px(mpp, rule)
-    padded, x0, y0 = np.pad(probability, reach), window.x0 - reach, window.y0 - reach
+    x0, y0 = window.x0 - reach, window.y0 - reach
+    steps = _smooth(probability, rule.smooth_um / mpp, reach)
     inside = Box(core.x0 - x0, core.y0 - y0, core.x1 - x0, core.y1 - y0)
-    # A smoothed value is a mean, so where no pixel that it is of comes up to the least score there is no peak.
-    parts = _around(padded * SCORE_STEPS >= least - 1, inside, math.floor(rule.smooth_um / mpp), reach)
-    steps = _smooth_parts(padded, parts, reach, rule.smooth_um / mpp)
-    rows, columns = _peaks(steps, parts, rule.peak_um / mpp, least)
+    rows, columns = _peaks(steps, inside, rule.peak_um / mpp, least)
     mean_xy, n_pixels = _spots(steps, rows, columns, rule.extent_um / mpp)
     xy = np.stack([columns + x0, rows + y0], axis=1) + 0.5 + mean_xy
     return Detections(xy * (mpp / slide_mpp), steps[rows, columns] / SCORE_STEPS, n_pixels * mpp**2).sorted()
@@ -194,50 +191,13 @@ def merge(detections: Detections, slide_mpp: float, radius_um: float = MERGE_RAD
     return ordered[np.array(keep, dtype=np.int64)]
 
 
-def _around(hot: NDArray[np.bool_], inside: Box, near: int, reach: int) -> list[Box]:
-    """Boxes that hold all of `inside` that lies within `near` px of what is hot; most of a map is far from any.
-
-    One box where these, with the `reach` that is looked at around each, would be no fewer pixels.
-    """
-    side = max(8, near)
-    whole = np.pad(hot, [(0, -n % side) for n in hot.shape])
-    rows, columns = whole.shape[0] // side, whole.shape[1] // side
-    # One axis after the other: five times as fast as both at once, or as reduceat.
-    cells = whole.reshape(rows, side, -1).any(axis=1).reshape(rows, columns, side).any(axis=2)
-    square = np.ones((3, 3), dtype=bool)
-    labels, _ = ndimage.label(ndimage.binary_dilation(cells, square), square)
-    boxes = [
-        Box(
-            *np.maximum((columns.start * side, rows.start * side), inside[:2]).tolist(),
-            *np.minimum((columns.stop * side, rows.stop * side), inside[2:]).tolist(),
-        )
-        for rows, columns in ndimage.find_objects(labels)
-    ]
-    boxes = [box for box in boxes if min(box.size) > 0]
-    return boxes if sum(math.prod(box.grown(reach).size) for box in boxes) < hot.size else [inside]
-
-
-def _smooth_parts(
-    probability: NDArray[np.floating], parts: Sequence[Box], reach: int, radius: float
-) -> NDArray[np.int32]:
-    """The smoothed map where peaks in these parts need it, and 0 elsewhere."""
-    steps, margin = np.zeros(probability.shape, np.int32), math.floor(radius)
-    for x0, y0, x1, y1 in (part.grown(reach) for part in parts):
-        inner = slice(margin, y1 - y0 - margin), slice(margin, x1 - x0 - margin)
-        steps[y0:y1, x0:x1][inner] = _smooth(probability[y0:y1, x0:x1], radius)[inner]
-    return steps
-
-
-def _smooth(probability: NDArray[np.floating], radius: float) -> NDArray[np.int32]:
-    """The smoothed map in whole steps of 1e-4."""
-    reach = math.floor(radius)
-    offset = np.arange(-reach, reach + 1)
-    kernel = np.exp(-2.0 * (offset / max(radius, 1e-9)) ** 2)
-    kernel /= kernel.sum()
-    smooth = probability.astype(np.float32)
-    for axis in (0, 1):
-        smooth = ndimage.correlate1d(smooth, kernel, axis=axis, mode="constant")
-    return np.rint(smooth * SCORE_STEPS).astype(np.int32)
+def _smooth(probability: NDArray[np.floating], radius: float, margin: int) -> NDArray[np.uint16]:
+    """The smoothed map in whole steps of 1e-4, with so many px of nothing around it; 15 times as fast as SciPy's."""
+    steps = cv2.addWeighted(probability, SCORE_STEPS, probability, 0, 0, dtype=cv2.CV_16U)  # rounds in one go
+    steps = cv2.copyMakeBorder(steps, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
+    side = 2 * math.floor(radius) + 1
+    # Of whole numbers OpenCV makes sums in whole numbers too, so a pixel does not hang on where it lies in the array.
+    return np.asarray(cv2.GaussianBlur(steps, (side, side), radius / 2, borderType=cv2.BORDER_CONSTANT), np.uint16)
 
 
 @lru_cache(maxsize=32)
@@ -249,18 +209,13 @@ def _disc(radius: float) -> tuple[IntArray, IntArray]:
     return rows[near], columns[near]
 
 
-def _peaks(steps: NDArray[np.int32], parts: Sequence[Box], radius: float, least: int) -> tuple[IntArray, IntArray]:
-    """Rows and columns of the pixels in `parts` that come first, by value, y and x, within `radius` px."""
-    side, margin = 2 * math.floor(radius / math.sqrt(2)) + 1, math.floor(radius)
-    square, chosen = np.ones((side, side), np.uint8), [np.empty(0, np.int64)]
-    for part in parts:
-        x0, y0, x1, y1 = part.grown(margin)
-        inner = slice(margin, y1 - y0 - margin), slice(margin, x1 - x0 - margin)
-        around = steps[y0:y1, x0:x1].astype(np.float32)  # exact, and OpenCV's filter is five times as fast as SciPy's
-        highest = cv2.dilate(around, square)
-        rows, columns = np.nonzero((around[inner] == highest[inner]) & (around[inner] >= least))
-        chosen.append((rows + part.y0) * steps.shape[1] + columns + part.x0)
-    rows, columns = np.divmod(np.unique(np.concatenate(chosen)), steps.shape[1])  # boxes may overlap
+def _peaks(steps: NDArray[np.uint16], inside: Box, radius: float, least: int) -> tuple[IntArray, IntArray]:
+    """Rows and columns of the pixels in `inside` that come first, by value, y and x, within `radius` px."""
+    side = 2 * math.floor(radius / math.sqrt(2)) + 1
+    highest = cv2.dilate(steps, np.ones((side, side), np.uint8))
+    inner = slice(inside.y0, inside.y1), slice(inside.x0, inside.x1)
+    chosen = np.flatnonzero((steps[inner] == highest[inner]) & (steps[inner] >= least))
+    rows, columns = np.divmod(chosen, inside.size[0]) + np.array([[inside.y0], [inside.x0]])
     # Eight neighbours first: they thin out plateaus before the whole disc is looked at.
     for reach in (min(radius, 1.5), radius):
         first = _comes_first(steps, rows, columns, *_disc(reach))
@@ -269,7 +224,7 @@ def _peaks(steps: NDArray[np.int32], parts: Sequence[Box], radius: float, least:
 
 
 def _comes_first(
-    steps: NDArray[np.int32], rows: IntArray, columns: IntArray, row_offsets: IntArray, column_offsets: IntArray
+    steps: NDArray[np.uint16], rows: IntArray, columns: IntArray, row_offsets: IntArray, column_offsets: IntArray
 ) -> NDArray[np.bool_]:
     first = np.ones(len(rows), dtype=bool)
     value = steps[rows, columns]
@@ -279,7 +234,9 @@ def _comes_first(
     return first
 
 
-def _spots(steps: NDArray[np.int32], rows: IntArray, columns: IntArray, radius: float) -> tuple[FloatArray, FloatArray]:
+def _spots(
+    steps: NDArray[np.uint16], rows: IntArray, columns: IntArray, radius: float
+) -> tuple[FloatArray, FloatArray]:
     """Centre of each peak's spot as (x, y) from the peak pixel's centre, float64 [N, 2], and its size in px [N]."""
     row_offsets, column_offsets = _disc(radius)
     around = steps[rows[:, None] + row_offsets, columns[:, None] + column_offsets].astype(np.int64)
