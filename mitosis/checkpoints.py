@@ -19,11 +19,12 @@ from mitosis.quantization import Ranges
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.uncertainty import CaseCounts
 from mitosis.unet import UNet
-from mitosis.verifier import Verifier
+from mitosis.verifier import Verifier, gate_settings
 
 __all__ = [
     "ModelCard",
     "VerifierCard",
+    "load_gate",
     "load_model",
     "load_state",
     "load_verifier",
@@ -32,7 +33,7 @@ __all__ = [
     "save_verifier",
 ]
 
-WEIGHTS, CARD, VERIFIER = "model.safetensors", "model.json", "verifier.safetensors"
+WEIGHTS, CARD, VERIFIER, GATE = "model.safetensors", "model.json", "verifier.safetensors", "gate.safetensors"
 STATE, PREVIOUS_STATE = "state.pt", "state.previous.pt"
 
 
@@ -53,7 +54,9 @@ class VerifierCard(BaseModel):
         What the thresholds were chosen on, and what the first stage alone and both together reach there.
     training : dict
         Cases, sha256 of the slide files, and the number of candidates of each class.
-    int8_ranges : dict
+    gate_sha256 : str
+        Of ``gate.safetensors``, the candidate gate; empty if there is none.
+    int8_ranges, gate_int8_ranges : dict
         `mitosis.quantization.Ranges`, for counts in int8; empty in models of earlier versions.
     """
 
@@ -69,6 +72,8 @@ class VerifierCard(BaseModel):
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
     int8_ranges: Ranges = {}
+    gate_sha256: str = ""
+    gate_int8_ranges: Ranges = {}
 
 
 class ModelCard(BaseModel):
@@ -183,18 +188,21 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
     """
     folder = path if path.is_dir() else path.parent
     card = _read_card(folder / CARD)
-    network = UNet.from_config(card.network)
+    network = UNet.from_config(card.network).eval()
     _load_weights(folder / WEIGHTS, card.weights_sha256, network)
-    return network.eval(), card
+    return network, card
 
 
-def save_verifier(folder: Path, network: Verifier, card: VerifierCard, *, half: bool = False) -> VerifierCard:
-    """Write ``verifier.safetensors`` into `folder`; gives the card with the hash of the weights.
+def save_verifier(
+    folder: Path, network: Verifier, card: VerifierCard, *, gate: Verifier | None = None, half: bool = False
+) -> VerifierCard:
+    """Write ``verifier.safetensors``, and ``gate.safetensors``, into `folder`; gives the card with their hashes.
 
-    It becomes part of the model there with a `ModelCard` that holds the card. `half` is that of `save_model`.
+    They become part of the model there with a `ModelCard` that holds the card; `half` is that of `save_model`.
     """
-    digest = _save_weights(folder / VERIFIER, network.state_dict(), half)
-    return card.model_copy(update={"weights_sha256": digest})
+    hashes = {"weights_sha256": _save_weights(folder / VERIFIER, network.state_dict(), half)}
+    hashes["gate_sha256"] = _save_weights(folder / GATE, gate.state_dict(), half) if gate else ""
+    return card.model_copy(update=hashes)
 
 
 def _save_weights(path: Path, weights: dict[str, torch.Tensor], half: bool) -> str:
@@ -216,10 +224,20 @@ def load_verifier(path: Path, card: ModelCard) -> Verifier | None:
     """
     if card.verifier is None:
         return None
-    folder = path if path.is_dir() else path.parent
-    network = Verifier.from_config(card.verifier.settings)
-    _load_weights(folder / VERIFIER, card.verifier.weights_sha256, network)
-    return network.eval()
+    return _load_classifier(path, VERIFIER, card.verifier.weights_sha256, card.verifier.settings)
+
+
+def load_gate(path: Path, card: ModelCard) -> Verifier | None:
+    """Read the candidate gate of the model at `path`, or None; card and errors are those of `load_verifier`."""
+    if card.verifier is None or not card.verifier.gate_sha256:
+        return None
+    return _load_classifier(path, GATE, card.verifier.gate_sha256, gate_settings(card.verifier.settings, card.mpp))
+
+
+def _load_classifier(path: Path, name: str, digest: str, settings: VerifierConfig) -> Verifier:
+    network = Verifier.from_config(settings).eval()
+    _load_weights((path if path.is_dir() else path.parent) / name, digest, network)
+    return network
 
 
 def _load_weights(path: Path, digest: str, network: torch.nn.Module) -> None:
@@ -248,10 +266,7 @@ def _read_card(path: Path) -> ModelCard:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write the training state; the one before is kept as ``state.previous.pt``.
-
-    The file starts with the sha256 of what follows, so that damage is noticed.
-    """
+    """Write the training state, its sha256 first to notice damage; ``state.previous.pt`` is the one before."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()

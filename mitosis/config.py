@@ -77,6 +77,9 @@ class CountConfig(Section):
     """Which of the card's thresholds: the one with the best F1, or the one whose false positives make up for misses."""
     verify: bool = True
     """Let the second stage of the model, if it has one, give each candidate its final score."""
+    gate: bool = True
+    """Let the candidate gate of the model, if it has one, drop what is surely no figure before its second stage looks:
+    less work, hardly another result."""
     verify_floor: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Least score of the first stage to be looked at again (and reported); None takes `ask_floor` of the second stage,
     or the floor that it learned from. `score_floor` is then one of final scores."""

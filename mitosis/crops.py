@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +33,7 @@ __all__ = [
     "CandidateSet",
     "CandidateSlide",
     "centre",
+    "corners",
     "crop_side",
     "read_crops",
     "save_crops",
@@ -122,12 +124,15 @@ class CandidateSet:
         Where their crops lie.
     elsewhere : mapping of str to Path
         Slides whose crops lie in other folders.
+    scale : float
+        Crops are given with so many times the px a side that they are kept with.
     """
 
     folder: Path
     candidates: tuple[Candidate, ...]
     slides: Mapping[str, CandidateSlide]
     elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    scale: float = 1.0
 
     @classmethod
     def read(cls, folder: Path) -> "CandidateSet":
@@ -175,7 +180,7 @@ class CandidateSet:
         return replace(self, candidates=chosen, slides=slides)
 
     def crop(self, candidate: Candidate) -> NDArray[np.uint8]:
-        """Its crop, uint8 [side, side, 3].
+        """Its crop, uint8 [side, side, 3]; shrunk, a pixel is the mean over its area.
 
         Raises
         ------
@@ -185,7 +190,10 @@ class CandidateSet:
         # Opened anew each time: a thousand slides would be more open files than most systems allow.
         slide = self.slides[candidate.slide_id]
         folder = self.elsewhere.get(candidate.slide_id, self.folder)
-        return np.array(_load(folder, candidate.slide_id, slide.n_crops)[candidate.row])
+        crop = np.array(_load(folder, candidate.slide_id, slide.n_crops)[candidate.row])
+        side = round(len(crop) * self.scale)
+        way = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
+        return crop if self.scale == 1 else np.asarray(cv2.resize(crop, (side, side), interpolation=way), np.uint8)
 
 
 def _candidate(row: Mapping[str, str]) -> Candidate:
@@ -250,6 +258,11 @@ def centre(crops: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return crops[..., start : start + side, start : start + side, :]
 
 
+def corners(xy: NDArray[np.float64], side: int) -> NDArray[np.int64]:
+    """Upper left corners [N, 2] of the squares of `side` px (even) round some places, px of the same grid."""
+    return np.floor(xy + 0.5).astype(np.int64) - side // 2
+
+
 def read_crops(
     slide: Slide, xy: NDArray[np.float64], mpp: float, side: int, stain: StainLevels | None
 ) -> NDArray[np.uint8]:
@@ -268,8 +281,7 @@ def read_crops(
     -------
     uint8 [N, side, side, 3], white beyond the slide.
     """
-    corners = np.floor(xy * (slide.mpp / mpp) + 0.5).astype(np.int64) - side // 2
     crops = np.empty((len(xy), side, side, 3), dtype=np.uint8)
-    for crop, (x, y) in zip(crops, corners.tolist(), strict=True):
+    for crop, (x, y) in zip(crops, corners(xy * (slide.mpp / mpp), side).tolist(), strict=True):
         crop[...] = read_at_mpp(slide, Box(x, y, x + side, y + side), mpp)
     return stain.normalise(crops) if stain else crops

@@ -29,9 +29,9 @@ class ShippedModel:
     mpp : float
         µm/px it sees.
     n_parameters : int
-        Learned numbers of both stages; statistics of batch normalisation are not counted.
+        Learned numbers of both stages and a gate; statistics of batch normalisation are not counted.
     size_bytes : int
-        Of the weights of both stages.
+        Of their weights.
     gflop_per_mm2 : float
         Of the first stage, without what tiles need around them; the second looks at candidates only.
     threshold : float
@@ -109,9 +109,14 @@ def _names(weights: Path) -> list[str]:
 def _describe(folder: Path) -> ShippedModel:
     try:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        stages = [folder / "model.safetensors", *([folder / "verifier.safetensors"] if card.get("verifier") else [])]
-        shapes = [_shapes(stage) for stage in stages]
         final = card.get("verifier") or card
+        names = [
+            "model",
+            *(["verifier"] if card.get("verifier") else []),
+            *(["gate"] if final.get("gate_sha256") else []),
+        ]
+        stages = [folder / f"{name}.safetensors" for name in names]
+        shapes = [_shapes(stage) for stage in stages]
         validation = final.get("validation", {})
         return ShippedModel(
             name=folder.name,

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,17 @@ from mitosis.detections import Detections
 from mitosis.errors import ConfigError, PatchIndexError
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, evaluate
 from mitosis.files import make_folder
-from mitosis.looks import final_scores
+from mitosis.gate import Gate
+from mitosis.looks import final_scores, score_crops
 from mitosis.quantization import measure_ranges
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration, fit_calibration
 from mitosis.splits import TRAIN, VAL
 from mitosis.verification import train_verifier
-from mitosis.verifier import Verifier
+from mitosis.verifier import Verifier, gate_settings
 
-__all__ = ["add_second_stage", "folds_of"]
+__all__ = ["add_second_stage", "folds_of", "train_gate"]
 
 ON_VALIDATION = "validation cases"
 _N_RANGES = 1000  # crops on which the ranges of int8 are measured
@@ -80,14 +81,17 @@ def add_second_stage(
     learned = candidates.where(lambda _, slide: slide.split == TRAIN)
     held_out = candidates.where(lambda _, slide: slide.split == VAL)
     if any(slide.figures for slide in held_out.slides.values()):
-        second = _train(learned, config, "second stage", on_step)
-        scores, chosen_on = _rescored(held_out, second, config), ON_VALIDATION
+        trained = _train(learned, config, card.mpp, "second stage", on_step)
+        scores, chosen_on = _rescored(held_out, trained, config, card.mpp), ON_VALIDATION
     else:
-        scores, chosen_on = _cross_fit(learned, config, on_step)
-        second = _train(learned, config, "second stage", on_step)
-    ranges = measure_ranges(second, _some_crops(learned, config.verifier.crop))
-    described = _card(learned, scores, chosen_on, config).model_copy(update={"int8_ranges": ranges})
-    verifier = save_verifier(make_folder(out), second, described)
+        scores, chosen_on = _cross_fit(learned, config, card.mpp, on_step)
+        trained = _train(learned, config, card.mpp, "second stage", on_step)
+    ranges = {"int8_ranges": measure_ranges(trained.second, _some_crops(learned, config.verifier.crop))}
+    if trained.gate is not None:
+        seen = _some_crops(_at(learned, config, card.mpp), gate_settings(config.verifier, card.mpp).crop)
+        ranges["gate_int8_ranges"] = measure_ranges(trained.gate, seen)
+    described = _card(learned, scores, chosen_on, config).model_copy(update=ranges)
+    verifier = save_verifier(make_folder(out), trained.second, described, gate=trained.gate)
     training = dict(card.training)
     sources = {slide.source_sha256 for slide in learned.slides.values()}
     training["source_sha256"] = sorted({*training.get("source_sha256", []), *sources})
@@ -102,20 +106,55 @@ def _some_crops(candidates: CandidateSet, side: int) -> Iterator[NDArray[np.uint
         yield np.ascontiguousarray(centre(candidates.crop(row)[np.newaxis], side))
 
 
-def _train(candidates: CandidateSet, config: Config, name: str, on_step: OnStep) -> Verifier:
-    return train_verifier(candidates, config.verifier, lambda step, loss: on_step(name, step, loss))
+class _Trained(NamedTuple):
+    """A second stage, and its gate if it is to have one."""
+
+    second: Verifier
+    gate: Verifier | None
 
 
-def _cross_fit(
-    candidates: CandidateSet, config: Config, on_step: OnStep
-) -> tuple[list[tuple[SlideScores, SlideScores]], str]:
+class _Rescored(NamedTuple):
+    """A slide with the scores of the first stage, and with those of both, not calibrated yet.
+
+    What a gate drops is not among the latter; `dropped` are its scores by both stages, not discounted in crowds.
+    """
+
+    before: SlideScores
+    after: SlideScores
+    dropped: NDArray[np.float64]
+
+
+def _train(candidates: CandidateSet, config: Config, mpp: float, name: str, on_step: OnStep) -> _Trained:
+    second = train_verifier(candidates, config.verifier, lambda step, loss: on_step(name, step, loss))
+    return _Trained(
+        second, train_gate(candidates, config, mpp, lambda step, loss: on_step(f"gate of {name}", step, loss))
+    )
+
+
+def train_gate(
+    candidates: CandidateSet,
+    config: Config,
+    mpp: float,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> Verifier | None:
+    """Train the candidate gate that the settings ask for, if they do, at the first stage's `mpp`."""
+    settings = gate_settings(config.verifier, mpp)
+    return train_verifier(_at(candidates, config, mpp), settings, on_step) if config.verifier.gate_width else None
+
+
+def _at(candidates: CandidateSet, config: Config, mpp: float) -> CandidateSet:
+    """The candidates, their crops at `mpp`."""
+    return replace(candidates, scale=config.verifier.mpp / mpp)
+
+
+def _cross_fit(candidates: CandidateSet, config: Config, mpp: float, on_step: OnStep) -> tuple[list[_Rescored], str]:
     """Slides scored by second stages that did not learn from them, and what was left out each time."""
     folds, unit = folds_of(candidates, config.verifier.folds)
     scores = []
     for number, fold in enumerate(folds, 1):
         others = candidates.where(lambda name, _, fold=fold: name not in fold)  # type: ignore[misc]  # bound now
-        second = _train(others, config, f"fold {number} of {len(folds)}", on_step)
-        scores += _rescored(candidates.where(lambda name, _, fold=fold: name in fold), second, config)  # type: ignore[misc]  # bound now
+        trained = _train(others, config, mpp, f"fold {number} of {len(folds)}", on_step)
+        scores += _rescored(candidates.where(lambda name, _, fold=fold: name in fold), trained, config, mpp)  # type: ignore[misc]  # bound now
     return scores, f"left-out training {unit}"
 
 
@@ -142,8 +181,7 @@ def folds_of(candidates: CandidateSet, n_folds: int) -> tuple[list[set[str]], st
     return folds, "cases" if by_case else "slides"
 
 
-def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> list[tuple[SlideScores, SlideScores]]:
-    """Each slide with the scores of the first stage, and with those of both, not calibrated yet."""
+def _rescored(candidates: CandidateSet, trained: _Trained, config: Config, mpp: float) -> list[_Rescored]:
     by_slide: dict[str, list[Candidate]] = {name: [] for name in candidates.slides}
     for candidate in candidates.candidates:
         if candidate.found:
@@ -153,15 +191,28 @@ def _rescored(candidates: CandidateSet, second: Verifier, config: Config) -> lis
         slide = candidates.slides[name]
         first = np.array([candidate.score for candidate in found])
         xy = np.array([(candidate.x, candidate.y) for candidate in found]).reshape(-1, 2)
-        both = Detections(xy, _scores_of_both(candidates, found, second, config), np.zeros(len(xy)))
-        around_mm2 = [candidate.around_mm2 for candidate in found]
-        final = discount_crowds(both, around_mm2, slide.mpp, config.verifier.crowding, config.verifier.crowding_from)
+        both = Detections(xy, _scores_of_both(candidates, found, trained.second, config), np.zeros(len(xy)))
+        around_mm2 = np.array([candidate.around_mm2 for candidate in found])
+        passed = _passes(candidates, found, trained.gate, config, mpp)
+        crowding = config.verifier.crowding, config.verifier.crowding_from
+        final = discount_crowds(both[passed], around_mm2[passed], slide.mpp, *crowding)
         before, after = (
             SlideScores(name, slide.mpp, slide.figures, detections, case_id=slide.case_id, area_mm2=slide.area_mm2)
             for detections in (replace(both, score=first), final)
         )
-        scores.append((before, after))
+        scores.append(_Rescored(before, after, both.score[~passed]))
     return scores
+
+
+def _passes(
+    candidates: CandidateSet, found: Sequence[Candidate], gate: Verifier | None, config: Config, mpp: float
+) -> NDArray[np.bool_]:
+    """Which candidates a gate lets through, [N]; all where there is none."""
+    if gate is None or not found:
+        return np.ones(len(found), dtype=bool)
+    side, shrunk = gate_settings(config.verifier, mpp).crop, _at(candidates, config, mpp)
+    crops = np.stack([centre(shrunk.crop(candidate), side) for candidate in found])
+    return Gate(gate, side, config.verifier.gate_from).lets_through(score_crops(gate, crops))
 
 
 def _scores_of_both(
@@ -183,10 +234,8 @@ def _final(slide: SlideScores, calibration: ScoreCalibration, floor: float) -> S
     return replace(slide, candidates=found[found.score >= floor])
 
 
-def _card(
-    learned: CandidateSet, scores: Sequence[tuple[SlideScores, SlideScores]], chosen_on: str, config: Config
-) -> VerifierCard:
-    before, after = ([pair[number] for pair in scores] for number in (0, 1))
+def _card(learned: CandidateSet, scores: Sequence[_Rescored], chosen_on: str, config: Config) -> VerifierCard:
+    before, after = [some.before for some in scores], [some.after for some in scores]
     scaled = fit_calibration(*candidate_truth(after)) if config.verifier.calibrate else UNCALIBRATED
     after = [_final(slide, scaled, config.count.score_floor) for slide in after]
     n = Counter(candidate.label for candidate in learned.candidates)
@@ -205,6 +254,7 @@ def _card(
             "cases": sorted({slide.case_id for slide in after}),
             "first_stage": _quality(before),
             "both_stages": _quality(after),
+            **(_gate_quality(scores, after, scaled, thresholds[0]) if config.verifier.gate_width else {}),
         },
         training={
             "cases": learned.cases,
@@ -213,6 +263,18 @@ def _card(
         },
         versions=versions(),
     )
+
+
+def _gate_quality(
+    scores: Sequence[_Rescored], final: Sequence[SlideScores], scaled: ScoreCalibration, threshold: float
+) -> dict[str, dict[str, float]]:
+    """Share of the candidates that a gate lets through, and share of those that would count."""
+    dropped = np.concatenate([some.dropped for some in scores])
+    n_all = sum(len(some.before.candidates) for some in scores)
+    n_counted = sum(int((slide.candidates.score >= threshold).sum()) for slide in final)
+    n_lost = int((scaled(dropped) >= threshold).sum())
+    shares = {"passed": 1 - len(dropped) / max(n_all, 1), "counted_passed": 1 - n_lost / max(n_counted + n_lost, 1)}
+    return {"gate": {name: round(share, 4) for name, share in shares.items()}}
 
 
 def _quality(scores: Sequence[SlideScores]) -> dict[str, Any]:

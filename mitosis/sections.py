@@ -165,6 +165,10 @@ class VerifierConfig(JitterConfig):
     members_from: Fraction = 0.0
     """Score by the first member, combined and not calibrated, from which on a candidate is shown to the others and in
     further views; 0: each is."""
+    gate_width: Annotated[int, Field(ge=0, le=128)] = 0
+    """Channels of a candidate gate (`mitosis.gate`), which learns as the second stage does; 0: there is none."""
+    gate_from: Fraction = 0.03
+    """Probability of a figure by the gate from which on a candidate is shown to the second stage."""
     steps: Count = 600
     batch_size: Annotated[int, Field(ge=2)] = 64
     figure_share: Annotated[float, Field(gt=0, lt=1)] = 0.34
@@ -220,8 +224,9 @@ class VerifierConfig(JitterConfig):
     @model_validator(mode="after")
     def _channels_stand_in_sets(self) -> Self:
         n = ORIENTATIONS[self.symmetry]
-        if self.width % n:
-            raise ValueError(f"width ({self.width}) must be a multiple of {n} for symmetry {self.symmetry}")
+        for name, width in (("width", self.width), ("gate_width", self.gate_width)):
+            if width % n:
+                raise ValueError(f"{name} ({width}) must be a multiple of {n} for symmetry {self.symmetry}")
         return self
 
     @model_validator(mode="after")

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mitosis.checkpoints import ModelCard, VerifierCard, load_model, load_verifier
+from mitosis.checkpoints import ModelCard, VerifierCard, load_gate, load_model, load_verifier
 from mitosis.config import CountConfig
 from mitosis.covering import cover
 from mitosis.detections import Detections, concatenate, find_peaks, reach_px
 from mitosis.engines import Engine, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError, ModelError
+from mitosis.gate import Gate
 from mitosis.geometry import Box, Tile, grid_dimensions
 from mitosis.openvino_runner import streams
-from mitosis.quantization import check_processor, quantize
+from mitosis.quantization import Ranges, check_processor, quantize
 from mitosis.runtime import choose_device, versions
 from mitosis.second_engine import second_in_engine
 from mitosis.slides import BadTile, Slide, read_at_mpp
@@ -25,7 +26,7 @@ from mitosis.stain import StainLevels
 from mitosis.threads import in_threads
 from mitosis.tissue import TissueMask
 from mitosis.unet import UNet
-from mitosis.verifier import Verifier
+from mitosis.verifier import Verifier, gate_settings
 from mitosis.views import average_views
 
 __all__ = ["Finder", "Found", "Judge", "Model", "check_tile_size", "find_in_tiles", "read_ahead", "tiles_on"]
@@ -43,6 +44,8 @@ class Model:
         Name, version and precision of the engine.
     folder : Path or None
         Where it was loaded from.
+    gate : Gate or None
+        Drops candidates before the second stage looks at them.
     in_flight : int
         How many batches the engine may be given at once: with more than 1, by as many threads. On a GPU one batch is
         on its way there or back while another is computed; in OpenVINO none waits for another.
@@ -55,6 +58,7 @@ class Model:
     second: Verifier | None = None
     runs_on: str = ""
     folder: Path | None = None
+    gate: Gate | None = None
     in_flight: int = 1
 
     @classmethod
@@ -96,16 +100,29 @@ class Model:
         config = config or CountConfig()
         network, card = load_model(path)
         second = load_verifier(path, card) if config.verify else None
+        glance = load_gate(path, card) if config.verify and config.gate else None
+        gate = None
         try:
             model = cls.of(network, card, config, process)
-            if second is not None:
-                name, ranges = model.runs_on.split()[0], card.verifier.int8_ranges if card.verifier else None
-                if name == "torch":  # the others run on the processor
-                    second = second.to(choose_device(process))
-                second = second_in_engine(second, name, config.precision, ranges)
+            if second is not None and card.verifier is not None:
+                second = model._ready(second, config, process, card.verifier.int8_ranges)
+                if glance is not None:
+                    side, least = gate_settings(card.verifier.settings, card.mpp).crop, card.verifier.settings.gate_from
+                    gate = Gate(model._ready(glance, config, process, card.verifier.gate_int8_ranges), side, least)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
-        return replace(model, second=second, folder=path)
+        return replace(model, second=second, folder=path, gate=gate)
+
+    def _ready(self, network: Verifier, config: CountConfig, process: int | None, ranges: Ranges) -> Verifier:
+        """A classifier in the engine of the first stage."""
+        name = self.runs_on.split()[0]
+        if name == "torch":  # the others run on the processor
+            network = network.to(choose_device(process))
+        return second_in_engine(network, name, config.precision, ranges)
+
+    def gate_for(self, config: CountConfig) -> Gate | None:
+        """The gate, if it is to drop candidates."""
+        return self.gate if config.gate and self.second_card(config) is not None else None
 
     def second_card(self, config: CountConfig) -> VerifierCard | None:
         """The card of the second stage, if one is to give the final scores."""
@@ -157,8 +174,12 @@ def check_tile_size(model: Model, config: CountConfig) -> None:
 
 
 def _margin(model: Model) -> int:
-    """What a tile's window holds around its core, px: what peaks need, and what the network needs around that."""
-    return -(-(reach_px(model.card.mpp) + model.radius) // model.stride) * model.stride
+    """What a tile's window holds around its core, px: what peaks need, and what networks need around that.
+
+    The centre of a spot lies closer to its peak than what peaks need.
+    """
+    around = max(model.radius, model.gate.side // 2 + 1 if model.gate else 0)
+    return -(-(reach_px(model.card.mpp) + around) // model.stride) * model.stride
 
 
 def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Tile, ...]:
@@ -202,21 +223,26 @@ def find_in_tiles(
 
     Each tile's window holds its core, what peaks need around it (`reach_px`) and what the network needs around that, so
     the pieces together are the same for every tile size. While the network works on a batch, threads read the next one
-    and look for the peaks of the last one.
+    and look for the peaks of the last one, which a gate may thin out.
     """
     mpp, reach, margin = model.card.mpp, reach_px(model.card.mpp), _margin(model)
     inner = slice(margin - reach, reach - margin or None)
-    engine = average_views(model.engine, config.views)
+    engine, gate = average_views(model.engine, config.views), model.gate_for(config)
 
-    def search(seen: tuple[list[Tile], NDArray[np.float32]]) -> Found:
+    def search(seen: tuple[list[Tile], NDArray[np.uint8], NDArray[np.float32]]) -> Found:
         parts = []
-        for tile, probability in zip(*seen, strict=True):
+        for tile, image, probability in zip(*seen, strict=True):
             window = tile.window.grown(reach - margin)
-            parts.append(find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor))
+            part = find_peaks(probability[inner, inner], window, tile.core, mpp, slide.mpp, config.score_floor)
+            if gate is not None:
+                part = part[gate.passes(image, part.xy * (slide.mpp / mpp) - tile.window[:2])]
+            parts.append(part)
         return Found(len(seen[0]), concatenate(parts))
 
-    def run(batch: tuple[list[Tile], NDArray[np.uint8]]) -> tuple[list[Tile], NDArray[np.float32]]:
-        return batch[0], engine(batch[1])
+    def run(
+        batch: tuple[list[Tile], NDArray[np.uint8]],
+    ) -> tuple[list[Tile], NDArray[np.uint8], NDArray[np.float32]]:
+        return *batch, engine(batch[1])
 
     several = model.in_flight > 1
     lanes, n = (model.in_flight, config.workers) if several else (0, min(config.workers, 1))

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from mitosis.config import VerifierConfig
 
-__all__ = ["DROPOUT", "N_CLASSES", "Classifier", "SpatialTransformer", "Verifier"]
+__all__ = ["DROPOUT", "N_CLASSES", "Classifier", "SpatialTransformer", "Verifier", "gate_settings"]
 
 N_CLASSES = 3
 DROPOUT = 0.2
@@ -168,3 +168,18 @@ class Verifier(nn.Module):
         So a member that is sure that something is no figure outweighs one that is hardly sure that it is.
         """
         return torch.stack([member(images).log_softmax(dim=1) for member in self.members]).mean(dim=0)
+
+
+def gate_settings(settings: VerifierConfig, mpp: float) -> VerifierConfig:
+    """What the candidate gate of a second stage is, and how it learns: one small member on the same tissue at `mpp`."""
+    ratio = settings.mpp / mpp
+    changes = {
+        "mpp": mpp,
+        "crop": max(16, round(settings.crop * ratio / 8) * 8),
+        "shift": round(settings.shift * ratio),
+        "width": settings.gate_width,
+        "transformer": False,
+        "members": 1,
+        "gate_width": 0,
+    }
+    return settings.model_copy(update=changes)

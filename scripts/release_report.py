@@ -18,12 +18,14 @@ from release_folds import CASES, FIELDS, part_of
 
 from mitosis.detections import Detections
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, cross_thresholds, evaluate
+from mitosis.matching import MATCH_RADIUS_UM, match
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import calibration_error, fit_calibration
 from mitosis.scorecard import Row, Scorecard, score_slides
 from mitosis.uncertainty import CaseCounts, Coverage, true_count
 
-STAGES = {"base": "first stage", "tuned": "after mining", "both": "with second stage"}
+UNGATED = "both-ungated"
+STAGES = {"base": "first stage", "tuned": "after mining", "both": "with second stage", UNGATED: "... and no gate"}
 
 
 def main() -> None:
@@ -43,6 +45,8 @@ def main() -> None:
                 f"Intervals (95 %) of the true count of a field: {coverage.share:.1%} of {coverage.n} hold it, "
                 f"{coverage.n_too_low} are too low, {coverage.n_too_high} too high."
             )
+            if stage == UNGATED:
+                print(f"Found without the gate, and lost by it: {gate_losses(arguments.release, arguments.folds)}")
 
 
 def calibration_errors(slides: Sequence[SlideScores]) -> dict[str, float]:
@@ -57,6 +61,25 @@ def calibration_errors(slides: Sequence[SlideScores]) -> dict[str, float]:
     is_figure = np.concatenate(truths)
     parts = {"as_scored": before, "calibrated": after}
     return {name: _round(calibration_error(np.concatenate(scores), is_figure)) for name, scores in parts.items()}
+
+
+def gate_losses(release: Path, folds: Sequence[str] | None = None) -> dict[str, int]:
+    """How many figures are found without the gate, at the threshold chosen with it, and how many of them it loses."""
+    gated, ungated = (read_stage(release, stage, folds) for stage in ("both", UNGATED))
+    threshold = choose_threshold([slide for slide in gated if slide.domain in FIELDS])
+    found, lost = dict.fromkeys(("fields", "crops"), 0), dict.fromkeys(("fields", "crops"), 0)
+    for with_it, without in zip(gated, ungated, strict=True):
+        kind = "fields" if with_it.domain in FIELDS else "crops"
+        after, before = (_figures_found(slide, threshold) for slide in (with_it, without))
+        found[kind] += len(before)
+        lost[kind] += len(before - after)
+    return {f"{kind}_{name}": numbers[kind] for kind in found for name, numbers in (("found", found), ("lost", lost))}
+
+
+def _figures_found(slide: SlideScores, threshold: float) -> set[int]:
+    """Rows of the figures that a detection from `threshold` on is matched to."""
+    xy = slide.candidates.xy[slide.candidates.score >= threshold]
+    return set(match(slide.figures, xy, MATCH_RADIUS_UM / slide.slide_mpp).pairs[:, 0].tolist())
 
 
 def field_coverage(slides: Sequence[SlideScores]) -> Coverage:

@@ -29,11 +29,11 @@ from crop_candidates import stain_beside_figures, write_crop_candidates
 from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
 from release_folds import CASES, FIELDS, FOLDS, FROM, WITHIN, Use, use_of
-from release_report import Quality, calibration_errors, read_stage
+from release_report import UNGATED, Quality, calibration_errors, gate_losses, read_stage
 
 from mitosis.annotations import Label
 from mitosis.candidates import collect_candidates
-from mitosis.checkpoints import load_model, load_verifier, save_model, save_verifier
+from mitosis.checkpoints import load_gate, load_model, load_verifier, save_model, save_verifier
 from mitosis.cohort import SlideSource, find_sources, read_manifest
 from mitosis.config import Config, load_config
 from mitosis.crops import CandidateSet
@@ -174,6 +174,7 @@ class Fold:
             self._train_second(first, seen, both)
         self._predict(first)
         self._predict(both)
+        self._predict(both, gate=False)
 
     def _train_second(self, first: Path, seen: Sequence[SlideSource], out: Path) -> None:
         """A second stage that learns from candidates of fields, and from pictures of figures."""
@@ -207,20 +208,23 @@ class Fold:
         if step % 100 == 0:
             print(f"{self.name} {name}: step {step}, loss {loss:.3f}", flush=True)
 
-    def _predict(self, model: Path) -> None:
-        """Candidates of the slides that the models of this fold have not seen, and their marks."""
-        path = self.out / f"{model.name}.json"
-        if path.exists():
-            return
+    def _predict(self, model: Path, *, gate: bool = True) -> None:
+        """Candidates of the slides that the models of this fold have not seen, and their marks.
+
+        Without the gate only if there is one, so that it is known what it loses.
+        """
+        path = self.out / f"{model.name if gate else UNGATED}.json"
         ready, rows, amibr = self._model(model), list[dict[str, Any]](), self.data.source / "amibr"
-        apart = _without_crowding(ready)
+        if path.exists() or not (gate or ready.gate):
+            return
+        apart, count = _without_crowding(ready), self.config.count.model_copy(update={"gate": gate})
         for source in filter(self._is_predicted, self.data.all_slides):
             with open_slide(source.path, source.mpp) as slide:
                 if source.domain in FIELDS:
-                    counted = count_slide(slide, source.slide_id, ready, self.config.count)
+                    counted = count_slide(slide, source.slide_id, ready, count)
                 else:
                     stain = stain_beside_figures(amibr, source.slide_id)
-                    counted = count_slide(slide, source.slide_id, apart, self.config.count, stain=stain)
+                    counted = count_slide(slide, source.slide_id, apart, count, stain=stain)
                 marks, _ = read_marks(source)
                 rows.append(
                     {
@@ -274,6 +278,7 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
                 "calibration": both["calibration"],
                 "calibration_error": calibration_errors(fields),
                 "beside_detectors_that_know_nothing": rows,
+                **({"gate": gate_losses(release)} if card.verifier.gate_sha256 else {}),
                 **_further(release),
             },
         }
@@ -291,7 +296,7 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
             "calibration": alone["calibration"],
         },
         "training": card.training | {"cases": cases, "data": DATA},
-        "verifier": save_verifier(out, second, verifier, half=True),
+        "verifier": save_verifier(out, second, verifier, gate=load_gate(source, card), half=True),
         "description": LIMITS,
     }
     save_model(out, network.state_dict(), card.model_copy(update=changes), half=True)

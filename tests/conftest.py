@@ -28,6 +28,7 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 MPP = 0.5
+GATE_FROM = 0.165
 SIDE = 256
 EXTRACT = ExtractConfig(mpp=MPP, size=64, jitter=12, val_fraction=0.34)
 TINY = Config.model_validate(
@@ -222,14 +223,20 @@ def save_two_stages(folder):
     import torch
 
     from mitosis.checkpoints import VerifierCard, save_model, save_verifier
-    from mitosis.verifier import Verifier
+    from mitosis.verifier import Verifier, gate_settings
 
     network = busy_network()
     card = save_network(network, folder, threshold=0.3)
     torch.manual_seed(1)
-    settings = VerifierConfig(width=2, crop=32, mpp=MPP, score_floor=0.02)
+    settings = VerifierConfig(width=2, crop=32, mpp=MPP, score_floor=0.02, gate_width=2, gate_from=GATE_FROM)
     second = VerifierCard(settings=settings, classes=("mitotic figure", "other"), threshold=0.3, count_threshold=0.3)
-    second = save_verifier(folder, Verifier.from_config(settings).eval(), second)
+    network_of_second = Verifier.from_config(settings).eval()
+    gate = Verifier.from_config(gate_settings(settings, MPP)).eval()
+    for layer in gate.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # as they come, hardly anything of the picture is left at the end
+            torch.nn.init.kaiming_normal_(layer.weight)
+    gate.members[0].last.weight.data *= 100
+    second = save_verifier(folder, network_of_second, second, gate=gate)
     shape = card.network.model_copy(update={"normalise_stain": True})
     save_model(folder, network.state_dict(), card.model_copy(update={"network": shape, "verifier": second}))
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import MPP, save_network
+from conftest import MPP, save_network, save_two_stages
 
-from mitosis.checkpoints import ModelCard, load_model, load_state, save_state
+from mitosis.checkpoints import ModelCard, load_gate, load_model, load_state, load_verifier, save_state
 from mitosis.config import NetworkConfig
 from mitosis.errors import ModelError, OutputError
+from mitosis.inference import Model
 from mitosis.unet import UNet
 
 STATE = {
@@ -110,6 +111,22 @@ def test_the_card_of_another_model_is_noticed(folder, tmp_path):
     shutil.copy(tmp_path / "other" / "model.json", folder / "model.json")
     with pytest.raises(ModelError, match=r"sha256 differs"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["verifier", "gate"])
+def test_a_second_stage_or_a_gate_of_another_model_is_noticed(tmp_path, name):
+    save_two_stages(tmp_path / "run")
+    _, card = load_model(tmp_path / "run")
+    load = {"verifier": load_verifier, "gate": load_gate}[name]
+    assert load(tmp_path / "run", card) is not None
+    path = tmp_path / "run" / f"{name}.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelError, match=rf"{name}\.safetensors: damaged, or not the weights"):
+        load(tmp_path / "run", card)
+    path.unlink()
+    with pytest.raises(ModelError, match=rf"{name}\.safetensors: no weights there"):
+        Model.load(tmp_path / "run")
 
 
 def change_card(folder, **values):

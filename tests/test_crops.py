@@ -89,6 +89,17 @@ def test_a_selection_has_only_its_own(folder):
     assert list(read.where(lambda name, _: name == "=A").slides) == ["=A"]
 
 
+def test_crops_are_shrunk_by_the_area_of_a_pixel_and_have_the_same_middle(folder):
+    fine = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    save_crops(folder, "=A", fine)
+    half = replace(CandidateSet.read(folder), scale=0.5)
+    for candidate, crop in zip(half.candidates, fine, strict=True):
+        means = crop.reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))
+        np.testing.assert_allclose(half.crop(candidate), means, atol=0.51)
+    double = replace(half, scale=2.0).where(lambda name, _: name == "=A")
+    assert double.crop(double.candidates[0]).shape == (16, 16, 3)
+
+
 def test_two_folders_are_read_as_one(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     make_folder(other / "crops")

@@ -106,6 +106,9 @@ def test_of_a_model_of_two_stages_both_count(weights):
     assert both.n_parameters == one.n_parameters + small.n_parameters
     assert both.size_bytes == one.size_bytes + small.size_bytes
     assert both.gflop_per_mm2 == one.gflop_per_mm2
+    shutil.copy(weights / "small" / "model.safetensors", folder / "gate.safetensors")
+    change_card(folder, verifier={"threshold": 0.125, "gate_sha256": "ab"})
+    assert shipped_models(weights)[0].size_bytes == both.size_bytes + small.size_bytes
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"mpp": 1}'])

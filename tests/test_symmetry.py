@@ -91,3 +91,5 @@ def test_a_feature_is_dropped_in_all_orientations_or_in_none(symmetry):
 def test_a_width_that_holds_no_whole_sets_is_refused():
     with pytest.raises(ConfigError, match=r"width \(6\) must be a multiple of 4"):
         load_config(None, ("verifier.symmetry=p4", "verifier.width=6"))
+    with pytest.raises(ConfigError, match=r"gate_width \(6\) must be a multiple of 4"):
+        load_config(None, ("verifier.symmetry=p4", "verifier.gate_width=6"))

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mitosis.checkpoints import load_model, load_verifier
+from mitosis.checkpoints import load_gate, load_model, load_verifier
 from mitosis.cohort import SlideSource
 from mitosis.config import VerifierConfig
 from mitosis.crops import FIGURE, OTHER
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError, OutputError
-from mitosis.files import sha256, sole_writer
+from mitosis.files import sha256, sole_writer, write_json
 from mitosis.inference import Model, count_slide
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import UNCALIBRATED
@@ -44,6 +44,7 @@ QUICK = (
     "train.batch_size=8",
     "train.crop=32",
     "verifier.width=8",
+    "verifier.gate_width=8",
     "verifier.crop=32",
     "verifier.steps=2",
     "verifier.score_floor=0.001",
@@ -145,6 +146,31 @@ def test_the_shipped_model_holds_what_the_left_out_cases_say(released: Path) -> 
     names = [row["detector"] for row in card.verifier.validation["beside_detectors_that_know_nothing"]]
     assert names == ["never fires", "fires on every dark nucleus", "this model"]
     assert network.width == 2
+
+
+@pytest.mark.slow
+def test_the_shipped_model_has_a_gate_and_the_card_tells_what_it_loses(released: Path) -> None:
+    _, card = load_model(released / "default")
+    assert card.verifier is not None
+    assert load_gate(released / "default", card) is not None
+    gated, ungated = (release_report.read_stage(released, stage) for stage in ("both", release_report.UNGATED))
+    assert [slide.slide for slide in gated] == [slide.slide for slide in ungated]
+    found = card.verifier.validation["gate"]
+    assert 0 < found["fields_found"] <= sum(len(slide.figures) for slide in ungated if slide.domain == "aperio")
+    assert 0 <= found["fields_lost"] <= found["fields_found"]
+
+
+def test_a_gate_loses_what_is_found_without_it_alone(tmp_path: Path) -> None:
+    row = {"slide": "A00_01", "case": "00", "domain": "aperio", "slide_mpp": 0.25, "area_mm2": 1.0, "look_alikes": []}
+    crop = {**row, "slide": "x", "domain": "tupac", "figures": [[9, 9]], "xy": [[9, 9]], "score": [0.8]}
+    figures = {"figures": [[100, 100], [300, 300], [500, 500]]}
+    gated = {**row, **figures, "xy": [[100, 104], [700, 700]], "score": [0.9, 0.3]}
+    ungated = {**row, **figures, "xy": [[100, 104], [300, 290], [500, 500]], "score": [0.9, 0.8, 0.01]}
+    (tmp_path / "a").mkdir()
+    write_json(tmp_path / "a" / "both.json", [gated, {**crop, "xy": [], "score": []}])
+    write_json(tmp_path / "a" / "both-ungated.json", [ungated, crop])
+    expected = {"fields_found": 2, "fields_lost": 1, "crops_found": 1, "crops_lost": 1}
+    assert release_report.gate_losses(tmp_path) == expected
 
 
 @pytest.mark.slow

@@ -98,6 +98,12 @@ def _tell(card: "VerifierCard") -> None:
         f"alone, {after['f1']:.3f} of both; average precision {before['average_precision']:.3f} and "
         f"{after['average_precision']:.3f}; threshold {card.threshold:.4f}."
     )
+    if "gate" in card.validation:
+        shares = card.validation["gate"]
+        typer.echo(
+            f"The gate lets {shares['passed']:.1%} of the candidates through, {shares['counted_passed']:.1%} of those "
+            "that would count."
+        )
     if card.validation["on"] != "validation cases":
         typer.echo(
             "The first stage has learned from these cases, so alone it looks better here than on new slides: judge the "

@@ -1,0 +1,61 @@
+"""The candidate gate: a small classifier drops what is surely no figure before the second stage reads a pixel of it.
+
+Most candidates of a first stage are told from figures by a glance. The gate takes it at the pixels that the first stage
+has in memory, at its µm/px, so it costs a small part of what the second stage does, which reads each square anew. What
+it lets through is not changed by it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mitosis.crops import corners
+from mitosis.detections import SCORE_STEPS
+from mitosis.looks import score_crops
+from mitosis.verifier import Verifier
+
+__all__ = ["BATCH", "Gate"]
+
+BATCH = 32
+"""Squares that are looked at together, always as many: an engine gets ready for each number of them that it meets."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A network that is ready to run.
+
+    Attributes
+    ----------
+    network : Verifier
+    side : int
+        Of the squares, px of the first stage.
+    least : float
+        Probability of a figure from which on a candidate passes.
+    """
+
+    network: Verifier
+    side: int
+    least: float
+
+    def passes(self, image: NDArray[np.uint8], xy: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which candidates go on to the second stage, [N].
+
+        Parameters
+        ----------
+        image : uint8 [H, W, 3]
+            Pixels that the first stage saw, the square round each candidate among them.
+        xy : float64 [N, 2]
+            Places, px of the image.
+        """
+        places = corners(xy, self.side)
+        n_batches = -(-len(places) // BATCH)
+        crops = np.zeros((n_batches * BATCH, self.side, self.side, 3), np.uint8)
+        for crop, (x, y) in zip(crops, places.tolist(), strict=False):
+            crop[...] = image[y : y + self.side, x : x + self.side]
+        return self.lets_through(score_crops(self.network, crops, batch_size=BATCH)[: len(places)])
+
+    def lets_through(self, probability: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of some probabilities are high enough, in rounded steps, as last bits hang on the engine."""
+        passed: NDArray[np.bool_] = np.rint(probability * SCORE_STEPS) >= np.rint(self.least * SCORE_STEPS)
+        return passed
