@@ -8,9 +8,10 @@ nothing but figures, so a network learns to tell crops from fields. The second s
 from dark nuclei beside their figures (`crop_candidates`), but as from auxiliary domains: what is a figure there is told
 by a last layer of their own, as those who marked them went by other rules; each scanner of fields has one too.
 The settings are those of release.yaml beside this file. For each fold (`release_folds`), and once for all cases
-together, a first stage is trained, and a second stage learns from its candidates (with ``--mine`` the first stage goes
-on learning with its false positives before). What is left out of a fold is then predicted, and all that is reported,
-thresholds included, comes from such predictions. The model of all cases is the one that ships.
+together, a first stage is trained. A second stage, and its gate, learn from the candidates of a scout, a first stage
+twice as wide, which does not ship: it finds no more figures, for four times the multiplications. With ``--mine`` both
+go on learning with their false positives before. What is left out of a fold is then predicted, and all that is
+reported, thresholds included, comes from such predictions. The model of all cases is the one that ships.
 
 Every step that is done is kept, so the same command goes on where it was stopped; with ``--folds`` several commands can
 share the work. A recipe that was changed needs a new ``--out``.
@@ -147,7 +148,7 @@ class Fold:
     def __init__(self, name: str, data: Data, options: argparse.Namespace) -> None:
         self.name, self.data, self.options = name, data, options
         self.out: Path = options.out / name
-        self.config, self.tune = (load_config(RECIPE, (*some, *options.set)) for some in ((), TUNE))
+        self.config = load_config(RECIPE, tuple(options.set))
         self.crops = data.crops_left_out(name)
 
     def _is_learned_from(self, one: SlideSource | Patch) -> bool:
@@ -163,18 +164,27 @@ class Fold:
     def run(self) -> None:
         """All stages, each only if it is not there yet."""
         seen = [slide for slide in self.data.all_slides if self._is_learned_from(slide)]
-        first = self._train("base", self.config)
-        if self.options.mine:
-            mined = self.out / "mined"
-            mine([slide for slide in seen if slide.domain in FIELDS], self._model(first), mined, self.tune)
-            self._predict(first)
-            first = self._train("tuned", self.tune, start=first, more=[PatchIndex.read(mined)])
-        both = self.out / "both"
+        width, scouted, both = self.config.network.width, self.out / "scout-both", self.out / "both"
+        first = self._train_first("", width, seen)
         if not (both / "model.json").exists():
-            self._train_second(first, seen, both)
+            if not (scouted / "model.json").exists():
+                self._train_second(self._train_first("scout-", 2 * width, seen), seen, scouted)
+            with_first_stage(scouted, first, both)
         self._predict(first)
         self._predict(both)
         self._predict(both, gate=False)
+
+    def _train_first(self, prefix: str, width: int, seen: Sequence[SlideSource]) -> Path:
+        """A first stage, which goes on learning with its false positives if it is to be so."""
+        changes = (*self.options.set, f"network.width={width}")
+        config, tune = (load_config(RECIPE, (*some, *changes)) for some in ((), TUNE))
+        first = self._train(f"{prefix}base", config)
+        if not self.options.mine:
+            return first
+        mined = self.out / f"{prefix}mined"
+        mine([slide for slide in seen if slide.domain in FIELDS], self._model(first), mined, tune)
+        self._predict(first)
+        return self._train(f"{prefix}tuned", tune, start=first, more=[PatchIndex.read(mined)])
 
     def _train_second(self, first: Path, seen: Sequence[SlideSource], out: Path) -> None:
         """A second stage that learns from candidates of fields, and from pictures of figures."""
@@ -240,6 +250,18 @@ class Fold:
                     }
                 )
         write_json(path, rows)
+
+
+def with_first_stage(stages: Path, first: Path, out: Path) -> None:
+    """Write to `out` the second stage of the model at `stages`, and its gate, behind the first stage at `first`."""
+    _, card = load_model(stages)
+    second, (network, own) = load_verifier(stages, card), load_model(first)
+    if second is None or card.verifier is None:
+        raise SystemExit(f"{stages}: has no second stage. Delete it and run again.")
+    verifier = save_verifier(make_folder(out), second, card.verifier, gate=load_gate(stages, card))
+    files = sorted({*own.training["source_sha256"], *card.training["source_sha256"]})
+    training = own.training | {"source_sha256": files}
+    save_model(out, network.state_dict(), own.model_copy(update={"verifier": verifier, "training": training}))
 
 
 def _without_crowding(model: Model) -> Model:

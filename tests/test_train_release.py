@@ -21,7 +21,7 @@ from PIL import Image
 from mitosis.checkpoints import load_gate, load_model, load_verifier
 from mitosis.cohort import SlideSource
 from mitosis.config import VerifierConfig
-from mitosis.crops import FIGURE, OTHER
+from mitosis.crops import FIGURE, OTHER, CandidateSet
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError, OutputError
 from mitosis.files import sha256, sole_writer, write_json
@@ -129,6 +129,19 @@ def test_the_second_stage_learns_from_crops_as_from_auxiliary_domains(released: 
     scanners = {line.split(",")[2] for line in manifest[1:]}
     assert scanners == set(card.verifier.settings.auxiliary_domains)
     assert card.verifier.settings.members == 2
+
+
+@pytest.mark.slow
+def test_the_second_stage_learns_from_a_scout_and_stands_behind_the_first_stage_that_ships(released: Path) -> None:
+    fold = released / "a"
+    (scout, _), (first, _) = (load_model(fold / name) for name in ("scout-base", "base"))
+    assert (scout.width, first.width) == (4, 2)
+    digest = sha256(fold / "scout-base" / "model.safetensors")
+    assert {row.model_sha256 for row in CandidateSet.read(fold / "candidates").candidates} == {digest}
+    for name, source in (("model", "base"), ("verifier", "scout-both"), ("gate", "scout-both")):
+        assert sha256(fold / "both" / f"{name}.safetensors") == sha256(fold / source / f"{name}.safetensors")
+    _, card = load_model(fold / "both")
+    assert set(card.training["source_sha256"]) >= set(load_model(fold / "scout-both")[1].training["source_sha256"])
 
 
 @pytest.mark.slow
