@@ -27,8 +27,8 @@ from mitosis.tile_search import Model
 
 __all__ = ["WORKERS_SIDE", "benchmark_workers"]
 
-WORKERS_SIDE = 20_000
-"""Side of the drawn slide, px."""
+WORKERS_SIDE = 40_000
+"""Side of the drawn slide, px; of a small one, what is done once a slide is a large part."""
 N_WORKERS = (1, 2)
 TILES = 2  # a region: many regions, so that no worker waits long for the last
 

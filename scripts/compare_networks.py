@@ -65,6 +65,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "stem 2, width 16, depth 2": ("network.stem=2", "network.width=16", "network.depth=2"),
     "stem 2, width 24, depth 2": ("network.stem=2", "network.width=24", "network.depth=2"),
     "stem 2, width 16, depth 3": ("network.stem=2", "network.width=16", "network.depth=3"),
+    "stem 4, width 16, depth 1": ("network.stem=4", "network.width=16", "network.depth=1"),
     "stem 4, width 32, depth 1": ("network.stem=4", "network.width=32", "network.depth=1"),
     "stem 4, width 32, depth 2": ("network.stem=4", "network.width=32", "network.depth=2"),
     "3 classes": (*DEFAULT, "network.classes=3"),

@@ -21,7 +21,7 @@ def export(
 
     Input: uint8 [batch, height, width, 3], RGB. Output: float32 [batch, height, width]. All sizes are free. The model
     card is inside. The second stage, if there is one, goes into a file of its own (NAME.second.onnx), which takes
-    squares round candidates.
+    squares round candidates; a gate, which only saves work, is left out.
 
     Example: mitosis export run --out model.onnx
     """
