@@ -6,7 +6,7 @@ Usage: python scripts/benchmark.py read [--slide FILE] [--json]
        python scripts/benchmark.py hotspot [--json]
        python scripts/benchmark.py network [--json]
        python scripts/benchmark.py slide [--side N | --sides N N ...] [--cache FOLDER] [--model MODEL]
-                                      [--precision int8] [--json]
+                                      [--precision int8] [--tissue FOLDER] [--json]
        python scripts/benchmark.py workers [--side N] [--model MODEL] [--cache FOLDER] [--rounds N] [--json]
        python scripts/benchmark.py extract [--side N] [--peer-python PATH] [--rounds N] [--json]
        python scripts/benchmark.py gpu [--side N] [--model MODEL] [--rounds N] [--json]
@@ -47,7 +47,7 @@ def slide(arguments: argparse.Namespace) -> Iterator[Figure]:
     """Time and memory from a slide's file to its count; see `benchmark_slide`."""
     sides = arguments.sides or [arguments.side or SLIDE_SIDE]
     config = load_config(None, (f"count.precision={arguments.precision}",)).count
-    return benchmark_slide(sides, arguments.cache, arguments.model, config, arguments.rounds)
+    return benchmark_slide(sides, arguments.cache, arguments.model, config, arguments.rounds, arguments.tissue)
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterable[Figure]]] = {
@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, help=f"side of the drawn slide in px ({usual})")
     parser.add_argument("--sides", type=int, nargs="+", help="slide: several, to see whether memory grows")
     parser.add_argument("--cache", type=Path, help="slide, workers: a folder that keeps the drawn slides")
+    pictures = (
+        "slide: a folder of pictures of tissue, 0.25 µm/px, that slides are put together of instead of drawn tissue"
+    )
+    parser.add_argument("--tissue", type=Path, help=pictures)
     model = "slide, engine, gpu, workers: name or folder of a model instead of the shipped one or a random one"
     parser.add_argument("--model", help=model)
     parser.add_argument("--precision", default="float32", help="slide: what networks multiply in, such as int8")

@@ -49,9 +49,14 @@ N_SAMPLE = 6  # tiles to set a random network by
 
 
 def benchmark_slide(
-    sides: Sequence[int], folder: Path | None, model: str | None, config: CountConfig, rounds: int
+    sides: Sequence[int],
+    folder: Path | None,
+    model: str | None,
+    config: CountConfig,
+    rounds: int,
+    tissue: Path | None = None,
 ) -> Iterator[Figure]:
-    """Time and memory of counting drawn slides.
+    """Time and memory of counting slides that are drawn, or put together of pictures of tissue.
 
     On the first slide: time from file to count, without and with the second stage, against the slower of the network
     alone (pixels in memory) and reading alone; what that is a mm² and for a slide of 1.5 cm² of tissue; the first two
@@ -69,9 +74,11 @@ def benchmark_slide(
         depth 3, set to find `CANDIDATES_PER_MM2`.
     rounds : int
         Of which medians are taken.
+    tissue : Path or None
+        A folder of pictures of tissue.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        paths = [write_large_slide(folder or Path(scratch), side) for side in sides]
+        paths = [write_large_slide(folder or Path(scratch), side, tissue=tissue) for side in sides]
         weights = find_model(model or "default") if model or shipped_models() else Path(scratch) / "model"
         if not model and not shipped_models():
             save_random_model(weights, paths[0], NetworkConfig(width=8, depth=3))

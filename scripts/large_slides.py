@@ -5,6 +5,7 @@ squared are drawn, and tiles of level 0 are encoded once and copied, so what is 
 of reading it nor that of a network hangs on that.
 """
 
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import simplejpeg
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from mitosis.errors import ConfigError
 from mitosis.files import atomic_write, make_folder
 from mitosis.geometry import area_mm2
 from mitosis.synthetic import draw_tissue
@@ -30,26 +33,36 @@ TISSUE_SHARE = 0.35
 _STEP, _SMALLEST = 4, 1024
 _GLASS = (243, 241, 243)
 _FIGURES_PER_MM2 = 30
+_MOST_ACROSS = 5  # pictures
 _CLASSIC_LIMIT = 4e9  # bytes that a TIFF file can hold without 64-bit offsets
 
 Pixels = NDArray[np.uint8]
 
 
-def write_large_slide(folder: Path, side: int, seed: int = 0) -> Path:
+def write_large_slide(folder: Path, side: int, seed: int = 0, tissue: Path | None = None) -> Path:
     """Write ``folder/SIDE.tif`` unless it is there: a square pyramid at 0.25 µm/px of 256 px JPEG tiles (q80, 4:2:0).
 
     `TISSUE_SHARE` of it is tissue in islands that grow with the slide, whose borders are those of tiles. No more of it
-    is in memory than the drawn field and a tile.
+    is in memory than the field that is repeated and a tile.
+
+    Parameters
+    ----------
+    tissue : Path or None
+        A folder of pictures of tissue, about 0.25 µm/px, that are the field instead of a drawn one; the slide is then
+        ``folder/SIDE-NAME.tif``.
 
     Raises
     ------
     OutputError
         The file cannot be written.
+    ConfigError
+        There are no pictures, or one is smaller than a tile.
     """
-    path = make_folder(folder) / f"{side}.tif"
+    path = make_folder(folder) / (f"{side}-{tissue.resolve().name}.tif" if tissue else f"{side}.tif")
     if path.exists():
         return path
-    field, islands, factor = _draw_field(seed), _islands(-(-side // TILE), seed), 1
+    field = _join_pictures(tissue) if tissue else _draw_field(seed)
+    islands, factor = _islands(-(-side // TILE), seed), 1
     with atomic_write(path) as stream:
         handle = tifffile.FileHandle(stream, "wb", name=path.name)
         with tifffile.TiffWriter(handle, bigtiff=0.4 * side**2 > _CLASSIC_LIMIT) as tiff:
@@ -118,6 +131,21 @@ def _draw_field(seed: int) -> Pixels:
     n = round(_FIGURES_PER_MM2 * area_mm2(FIELD_PX**2, MPP))
     rng = np.random.default_rng(seed)
     return draw_tissue(rng, (FIELD_PX, FIELD_PX), MPP, n_mitotic=n, n_lookalike=n).image
+
+
+def _join_pictures(folder: Path) -> Pixels:
+    """A square of at most 25 pictures, evenly from the first to the last by name, cut to whole tiles of one size."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    n = min(math.isqrt(len(paths)), _MOST_ACROSS)
+    if not n:
+        raise ConfigError(f"{folder}: there are no JPEG or PNG pictures of tissue in it. Name another folder.")
+    chosen = [paths[number] for number in np.linspace(0, len(paths) - 1, n * n).round().astype(int)]
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in chosen]
+    side = min(min(picture.shape[:2]) for picture in pictures) // TILE * TILE
+    if not side:
+        raise ConfigError(f"{folder}: a picture is smaller than {TILE} px. Leave it out.")
+    cut = [picture[:side, :side] for picture in pictures]
+    return np.concatenate([np.concatenate(cut[row : row + n], axis=1) for row in range(0, n * n, n)])
 
 
 def _islands(n: int, seed: int) -> NDArray[np.bool_]:

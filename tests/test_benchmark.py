@@ -17,8 +17,10 @@ import pytest
 from benchmark_drawn import write_example_slide
 from benchmark_figure import Figure
 from conftest import busy_network, save_network
+from PIL import Image
 
 from mitosis.config import CountConfig, NetworkConfig, load_config
+from mitosis.errors import ConfigError
 from mitosis.inference import count_slide
 from mitosis.matching import PROTOCOLS
 from mitosis.slides import open_slide
@@ -238,6 +240,31 @@ def test_memory_is_that_of_a_process_that_does_nothing_else(tmp_path: Path, mode
     assert count.tissue_mm2 == pytest.approx(0.065 * large_slides.TISSUE_SHARE, rel=0.5)
 
 
+def test_a_slide_may_be_put_together_of_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = tmp_path / "tissue"
+    pictures.mkdir()
+    with pytest.raises(ConfigError, match=r"tissue: there are no JPEG or PNG pictures"):
+        large_slides.write_large_slide(tmp_path, 2600, tissue=pictures)
+    greys = [60, 120, 160, 200, 90]
+    for number, grey in enumerate(greys):
+        noise = rng.integers(-9, 10, (300, 530, 3)) + grey
+        Image.fromarray(noise.astype(np.uint8)).save(pictures / f"{number}.png")
+    path = large_slides.write_large_slide(tmp_path, 2600, tissue=pictures)
+    assert path == tmp_path / "2600-tissue.tif"
+    with open_slide(path) as slide:
+        pixels = slide.read_region((0, 0), 0, slide.dimensions)
+    tiles = pixels[:2560, :2560].reshape(10, 256, 10, 256, 3).mean(axis=(1, 3, 4))
+    is_tissue = tiles < 230
+    assert 0.2 < is_tissue.mean() < 0.6
+    chosen = np.array([[60, 120], [200, 90]])  # four of five, evenly
+    expected = chosen[np.arange(10)[:, None] % 2, np.arange(10) % 2]
+    np.testing.assert_allclose(tiles[is_tissue], expected[is_tissue], atol=2)
+    Image.fromarray(np.zeros((100, 300, 3), np.uint8)).save(pictures / "small.png")
+    with pytest.raises(ConfigError, match="a picture is smaller than 256 px"):
+        large_slides.write_large_slide(tmp_path / "other", 2600, tissue=pictures)
+
+
 def test_slide_takes_its_sides_from_the_command_line(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -245,5 +272,7 @@ def test_slide_takes_its_sides_from_the_command_line(
     monkeypatch.setitem(script["main"].__globals__, "benchmark_slide", lambda *given: asked.append(given) or [])
     script["main"](["slide", "--sides", "600", "700", "--cache", str(tmp_path), "--model", "mine"])
     script["main"](["slide"])
-    assert [given[:3] for given in asked] == [([600, 700], tmp_path, "mine"), ([20_000], None, None)]
+    script["main"](["slide", "--tissue", str(tmp_path)])
+    assert [given[:3] for given in asked] == [([600, 700], tmp_path, "mine"), *[([20_000], None, None)] * 2]
+    assert [given[-1] for given in asked] == [None, None, tmp_path]
     assert capsys.readouterr().out == ""
