@@ -21,8 +21,9 @@ from mitosis.tissue import TissueMask
 STRIDE, RADIUS = 4, 6  # of the network
 
 
-def model(mpp):
-    return SimpleNamespace(card=SimpleNamespace(mpp=mpp), stride=STRIDE, radius=RADIUS)
+def model(mpp, gate=None):
+    card = SimpleNamespace(mpp=mpp)
+    return SimpleNamespace(card=card, stride=STRIDE, radius=RADIUS, gate=gate, gate_for=lambda _config: gate)
 
 
 def mask_of(pixels, dimensions, slide_mpp=0.25):
@@ -143,6 +144,15 @@ def test_an_engine_asked_by_several_threads_gives_the_same_pieces_in_the_same_or
         assert piece.n_tiles == other.n_tiles
         for name in ("xy", "score", "area_um2"):
             np.testing.assert_array_equal(getattr(piece.detections, name), getattr(other.detections, name))
+
+
+@pytest.mark.parametrize("side", [8, 64])
+def test_a_window_holds_the_squares_that_a_gate_looks_at(side):
+    tissue = TissueMask(np.ones((40, 40), bool), 8.0, 0.5, (640, 640))
+    tiles = tiles_on(tissue, model(0.5, SimpleNamespace(side=side)), CountConfig(tile_size=256))
+    around = {tile.core.x0 - tile.window.x0 for tile in tiles}
+    assert len(tiles) > 4
+    assert around == {-(-(reach_px(0.5) + max(RADIUS, side // 2 + 1)) // STRIDE) * STRIDE}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
