@@ -167,7 +167,7 @@ class VerifierConfig(JitterConfig):
     further views; 0: each is."""
     gate_width: Annotated[int, Field(ge=0, le=128)] = 0
     """Channels of a candidate gate (`mitosis.gate`), which learns as the second stage does; 0: there is none."""
-    gate_from: Fraction = 0.03
+    gate_from: Fraction = 0.05
     """Probability of a figure by the gate from which on a candidate is shown to the second stage."""
     steps: Count = 600
     batch_size: Annotated[int, Field(ge=2)] = 64

@@ -8,6 +8,7 @@ within cases, each at that of the other folds. Intervals are of 95 %, over cases
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,13 +68,12 @@ def gate_losses(release: Path, folds: Sequence[str] | None = None) -> dict[str, 
     """How many figures are found without the gate, at the threshold chosen with it, and how many of them it loses."""
     gated, ungated = (read_stage(release, stage, folds) for stage in ("both", UNGATED))
     threshold = choose_threshold([slide for slide in gated if slide.domain in FIELDS])
-    found, lost = dict.fromkeys(("fields", "crops"), 0), dict.fromkeys(("fields", "crops"), 0)
+    figures: Counter[str] = Counter()
     for with_it, without in zip(gated, ungated, strict=True):
         kind = "fields" if with_it.domain in FIELDS else "crops"
         after, before = (_figures_found(slide, threshold) for slide in (with_it, without))
-        found[kind] += len(before)
-        lost[kind] += len(before - after)
-    return {f"{kind}_{name}": numbers[kind] for kind in found for name, numbers in (("found", found), ("lost", lost))}
+        figures.update({f"{kind}_found": len(before), f"{kind}_lost": len(before - after)})
+    return dict(figures)
 
 
 def _figures_found(slide: SlideScores, threshold: float) -> set[int]:
