@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from mitosis.crops import corners
 from mitosis.detections import SCORE_STEPS
-from mitosis.looks import score_crops
-from mitosis.verifier import Verifier
+from mitosis.engines import Engine
+from mitosis.looks import in_batches
 
 __all__ = ["BATCH", "Gate"]
 
 BATCH = 32
-"""Squares that are looked at together, always as many: an engine gets ready for each number of them that it meets."""
+"""Squares that are looked at together."""
+_STEP = 8  # the last ones are filled up to a multiple: an engine gets ready for each number of them that it meets
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,15 @@ class Gate:
 
     Attributes
     ----------
-    network : Verifier
+    engine : Engine
+        Of `mitosis.looks.crop_engine`, asked by as many threads as look at tiles.
     side : int
         Of the squares, px of the first stage.
     least : float
         Probability of a figure from which on a candidate passes.
     """
 
-    network: Verifier
+    engine: Engine
     side: int
     least: float
 
@@ -49,11 +51,10 @@ class Gate:
             Places, px of the image.
         """
         places = corners(xy, self.side)
-        n_batches = -(-len(places) // BATCH)
-        crops = np.zeros((n_batches * BATCH, self.side, self.side, 3), np.uint8)
+        crops = np.zeros((-(-len(places) // _STEP) * _STEP, self.side, self.side, 3), np.uint8)
         for crop, (x, y) in zip(crops, places.tolist(), strict=False):
             crop[...] = image[y : y + self.side, x : x + self.side]
-        return self.lets_through(score_crops(self.network, crops, batch_size=BATCH)[: len(places)])
+        return self.lets_through(in_batches(self.engine, crops, BATCH)[: len(places)])
 
     def lets_through(self, probability: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which of some probabilities are high enough, in rounded steps, as last bits hang on the engine."""

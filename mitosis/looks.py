@@ -21,7 +21,7 @@ from mitosis.threads import in_threads
 from mitosis.verifier import Verifier
 from mitosis.views import add_views, average_views
 
-__all__ = ["BATCH", "combine_scores", "final_scores", "score_batches", "score_crops"]
+__all__ = ["BATCH", "combine_scores", "crop_engine", "final_scores", "in_batches", "score_batches", "score_crops"]
 
 BATCH = 64
 """Crops that are looked at at once."""
@@ -91,7 +91,7 @@ or by the first member alone the logarithms of the probabilities of all classes 
 
 def _looks(network: Verifier, settings: VerifierConfig, views: int) -> Iterator[tuple[_Look, float]]:
     """The looks, and from which score on there is another: by the first member, by the others too, at further views."""
-    engine, views_from = _engine(network), settings.views_from if views > 1 else math.inf
+    engine, views_from = crop_engine(network), settings.views_from if views > 1 else math.inf
     if settings.members_from and len(network.members) > 1:
         first, *others = (_run(member) for member in network.apart())
         yield lambda crops, _: first(crops), settings.members_from
@@ -182,13 +182,20 @@ def score_crops(
     -------
     float64 [N]
     """
-    engine = average_views(_engine(network), views)
+    return in_batches(average_views(crop_engine(network), views), crops, batch_size)
+
+
+def in_batches(engine: Engine, crops: NDArray[np.uint8], batch_size: int = BATCH) -> NDArray[np.float64]:
+    """What an engine of `crop_engine` says of crops [N, side, side, 3]: probabilities of a figure, float64 [N]."""
     parts = [engine(crops[start : start + batch_size])[:, 0, 0] for start in range(0, len(crops), batch_size)]
     return np.concatenate([np.empty(0), *parts])
 
 
-def _engine(network: Verifier) -> Engine:
-    """Run the network as if it gave a map of one pixel, so that views are averaged as those of tiles are."""
+def crop_engine(network: Verifier) -> Engine:
+    """Run the network as if it gave a map of one pixel, so that views are averaged as those of tiles are.
+
+    It is made ready here, by the caller alone; then several threads may ask at once, if they may ask the network.
+    """
     run = _run(network)
     return lambda crops: np.exp(run(crops)[:, CLASSES.index(FIGURE), np.newaxis, np.newaxis])
 

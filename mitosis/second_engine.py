@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ class EngineVerifier(Verifier):
         self._building = Lock()
         several = network.apart() if len(network.members) > 1 else []
         self._apart = [EngineVerifier(member, build, in_flight) for member in several]
+
+    def _apply(self, *_: Any, **__: Any) -> Self:
+        """Stay as it is: another thread may be building what runs from these weights, and moved ones are freed."""
+        return self
 
     def apart(self) -> list[Verifier]:
         """Each member by itself, in the same engine, where each is made ready once."""

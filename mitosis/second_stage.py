@@ -19,7 +19,7 @@ from mitosis.errors import ConfigError, PatchIndexError
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, evaluate
 from mitosis.files import make_folder
 from mitosis.gate import Gate
-from mitosis.looks import final_scores, score_crops
+from mitosis.looks import crop_engine, final_scores, in_batches
 from mitosis.quantization import measure_ranges
 from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
@@ -212,7 +212,8 @@ def _passes(
         return np.ones(len(found), dtype=bool)
     side, shrunk = gate_settings(config.verifier, mpp).crop, _at(candidates, config, mpp)
     crops = np.stack([centre(shrunk.crop(candidate), side) for candidate in found])
-    return Gate(gate, side, config.verifier.gate_from).lets_through(score_crops(gate, crops))
+    engine = crop_engine(gate)
+    return Gate(engine, side, config.verifier.gate_from).lets_through(in_batches(engine, crops))
 
 
 def _scores_of_both(

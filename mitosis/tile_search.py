@@ -17,6 +17,7 @@ from mitosis.engines import Engine, build_engine, choose_engine, describe_engine
 from mitosis.errors import ConfigError, ModelError
 from mitosis.gate import Gate
 from mitosis.geometry import Box, Tile, grid_dimensions
+from mitosis.looks import crop_engine
 from mitosis.openvino_runner import streams
 from mitosis.quantization import Ranges, check_processor, quantize
 from mitosis.runtime import choose_device, versions
@@ -108,7 +109,8 @@ class Model:
                 second = model._ready(second, config, process, card.verifier.int8_ranges)
                 if glance is not None:
                     side, least = gate_settings(card.verifier.settings, card.mpp).crop, card.verifier.settings.gate_from
-                    gate = Gate(model._ready(glance, config, process, card.verifier.gate_int8_ranges), side, least)
+                    ready = model._ready(glance, config, process, card.verifier.gate_int8_ranges)
+                    gate = Gate(crop_engine(ready), side, least)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
         return replace(model, second=second, folder=path, gate=gate)
@@ -186,9 +188,9 @@ def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Til
     """Tiles whose cores hold all tissue and what lies within `reach_px` of it, no place twice.
 
     They are no larger than the tissue needs, have gaps between them where there is none (`mitosis.covering`), and are
-    no larger than `tile_size` with what is around them. Corners of cores are multiples of the network's stride. The
-    largest come first, then memory once taken does for the rest, and those that go through the network together, made
-    as large as the largest of them, are of about one size.
+    no larger than `tile_size` with what is around them. Corners of cores are multiples of the network's stride. Those
+    that go through the network together, made as large as the largest of them, are of about one size. What follows each
+    other lies close together, as far as that goes: neighbours share pixels that a slide then need not decode again.
     """
     mpp, margin, stride = model.card.mpp, _margin(model), model.stride
     dimensions = grid_dimensions(tissue.dimensions, tissue.slide_mpp, mpp)
@@ -205,7 +207,10 @@ def tiles_on(tissue: TissueMask, model: Model, config: CountConfig) -> tuple[Til
         core = Box(x0, y0, min(x1, dimensions[0]), min(y1, dimensions[1]))
         width, height = (-(-size // stride) * stride + 2 * margin for size in core.size)
         tiles.append(Tile(Box(x0 - margin, y0 - margin, x0 - margin + width, y0 - margin + height), core, mpp))
-    return tuple(sorted(tiles, key=lambda tile: tile.window.size[::-1], reverse=True))
+    numbers = sorted(range(len(tiles)), key=lambda number: tiles[number].window.size[::-1], reverse=True)
+    batches = [numbers[start : start + config.batch_size] for start in range(0, len(numbers), config.batch_size)]
+    batches.sort(key=lambda batch: (len(batch) < config.batch_size, batch[0]))
+    return tuple(tiles[number] for batch in batches for number in batch)
 
 
 def _any_between(mask: NDArray[np.bool_], first: NDArray[Any], last: NDArray[Any]) -> NDArray[np.bool_]:
@@ -244,8 +249,9 @@ def find_in_tiles(
     ) -> tuple[list[Tile], NDArray[np.uint8], NDArray[np.float32]]:
         return *batch, engine(batch[1])
 
-    several = model.in_flight > 1
-    lanes, n = (model.in_flight, config.workers) if several else (0, min(config.workers, 1))
+    lanes = model.in_flight if model.in_flight > 1 else 0
+    # Peaks and a gate take as long as a small network does.
+    n = max(lanes, config.workers if lanes else 1) if config.workers else 0
     seen = in_threads(run, read_ahead(slide, tiles, config, stain), lanes, ahead=lanes)
     yield from in_threads(search, seen, n, ahead=n)
 
@@ -269,7 +275,9 @@ def read_ahead(
         width, height = (max(tile.window.size[axis] for tile in batch) for axis in (0, 1))
         windows = (Box(x, y, x + width, y + height) for x, y in (tile.window[:2] for tile in batch))
         batch = [replace(tile, window=window) for tile, window in zip(batch, windows, strict=True)]
-        images = np.stack([read_at_mpp(slide, tile.window, tile.mpp) for tile in batch])
-        return batch, stain.normalise(images) if stain else images
+        images = [read_at_mpp(slide, tile.window, tile.mpp) for tile in batch]
+        if stain:
+            images = [stain.normalise(image) for image in images]
+        return batch, images[0][np.newaxis] if len(images) == 1 else np.stack(images)
 
     return in_threads(read, batches, config.workers, ahead=config.workers)

@@ -1,7 +1,6 @@
 """The candidate gate: it sees the right squares, drops the same whatever it is given together, and can be left out."""
 
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from mitosis.config import CountConfig, VerifierConfig
 from mitosis.crops import CLASSES, read_crops
 from mitosis.gate import BATCH, Gate
 from mitosis.inference import Model, count_slide
+from mitosis.looks import crop_engine
 from mitosis.slides import open_slide
 from mitosis.verifier import Verifier, gate_settings
 
@@ -26,7 +26,7 @@ class MiddleIsDark(Verifier):
 
     def __init__(self):
         super().__init__(members=0)
-        self.weight = nn.Parameter(torch.zeros(1))  # of something `score_crops` takes the device
+        self.weight = nn.Parameter(torch.zeros(1))  # of something `crop_engine` takes the device
 
     def forward(self, images):
         middle = images[:, 0, SIDE // 2, SIDE // 2]
@@ -41,7 +41,7 @@ def test_what_lies_in_the_middle_of_a_square_decides(n):
     for (x, y), is_dark in zip(places.tolist(), dark, strict=True):
         image[int(y + 0.5), int(x + 0.5)] = 0 if is_dark else 255
     expected = [image[int(y + 0.5), int(x + 0.5), 0] == 0 for x, y in places.tolist()]
-    np.testing.assert_array_equal(Gate(MiddleIsDark(), SIDE, 0.5).passes(image, places), expected)
+    np.testing.assert_array_equal(Gate(crop_engine(MiddleIsDark()), SIDE, 0.5).passes(image, places), expected)
 
 
 def test_it_sees_what_would_be_read_of_the_slide(tmp_path):
@@ -50,16 +50,15 @@ def test_it_sees_what_would_be_read_of_the_slide(tmp_path):
     with open_slide(tmp_path / "a.png") as slide:
         expected = read_crops(slide, xy, slide.mpp, SIDE, None)
         image = read_crops(slide, np.array([[64.0, 64.0]]), slide.mpp, 128, None)[0]
-    with mock.patch("mitosis.gate.score_crops", lambda _, crops, **__: seen.append(crops) or np.zeros(len(crops))):
-        Gate(MiddleIsDark(), SIDE, 0.5).passes(image, xy)
+    Gate(lambda crops: seen.append(crops) or np.zeros((len(crops), 1, 1), np.float32), SIDE, 0.5).passes(image, xy)
     np.testing.assert_array_equal(seen[0][: len(xy)], expected)
-    assert len(seen[0]) == BATCH
+    assert len(seen[0]) == 8
 
 
 @settings(max_examples=50)
 @given(st.integers(0, 10_000))
 def test_the_least_probability_is_inclusive_whatever_its_last_bits(step):
-    gate = Gate(MiddleIsDark(), SIDE, step / 10_000)
+    gate = Gate(crop_engine(MiddleIsDark()), SIDE, step / 10_000)
     near = np.array([step / 10_000 - 1e-7, step / 10_000, step / 10_000 + 1e-7, (step - 1) / 10_000])
     np.testing.assert_array_equal(gate.lets_through(near), [True, True, True, False])
 

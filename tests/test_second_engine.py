@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mitosis.config import VerifierConfig
-from mitosis.looks import score_crops
+from mitosis.looks import crop_engine, score_crops
 from mitosis.second_engine import SECOND_ENGINES, EngineVerifier, second_in_engine
 from mitosis.verifier import Verifier
 
@@ -68,6 +68,16 @@ def test_nothing_is_built_before_the_first_candidate(network):
     for _ in range(2):
         second(torch.zeros(2, 3, 16, 16))
     assert [list(one.members) for one in built] == [[member] for member in network.members]  # each by itself, once
+
+
+def test_weights_stay_where_they_are_as_another_thread_may_be_reading_them():
+    """What an engine is built from was laid out anew by the next thread that asked, and what that freed was read."""
+    network = Verifier.from_config(SETTINGS)
+    second = EngineVerifier(network, lambda _verifier: lambda images: np.ones((len(images), 3)))
+    places = [weights.data_ptr() for weights in network.parameters()]
+    for one in (second, *second.apart()):
+        crop_engine(one)(np.zeros((2, 16, 16, 3), np.uint8))
+    assert [weights.data_ptr() for weights in network.parameters()] == places
 
 
 @pytest.mark.parametrize("engine", SECOND_ENGINES)

@@ -36,7 +36,7 @@ from mitosis.slides import (
     usable_mpp,
 )
 from mitosis.slides.openslide import OpenSlideSlide
-from mitosis.slides.tiff import RECENT_BYTES, TiffSlide
+from mitosis.slides.tiff import RECENT_BYTES, RECENT_REDUCED_BYTES, TiffSlide
 from mitosis.slides.tiff_index import downsample
 
 Pixels = NDArray[np.uint8]
@@ -723,15 +723,33 @@ def test_small_regions_share_a_decoded_tile_and_large_ones_keep_none(tmp_path: P
     with TiffSlide(write(tmp_path / "a.tif", picture()), 0.25) as slide:
         tile = slide.read_region((64, 64), 0, (64, 64))
         slide.read_region((0, 0), 0, (128, 40))
-        assert slide._whole.cache_info().currsize == 0
+        assert slide._recent[1].cache_info().currsize == 0
         for x in (70, 80, 90):
             part = slide.read_region((x, 70), 0, (30, 30))
             np.testing.assert_array_equal(part, tile[6:36, x - 64 : x - 34])
             part[:] = 0
-        said = slide._whole.cache_info()
+        said = slide._recent[1].cache_info()
         assert (said.hits, said.misses) == (2, 1)
         assert said.maxsize is not None
         assert said.maxsize * tile.nbytes <= RECENT_BYTES
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_reduced_regions_side_by_side_share_the_tiles_at_their_edges(tmp_path: Path, factor: int) -> None:
+    path = jpeg_slide(tmp_path / "a.svs")
+    boxes = [Box(x // factor, 0, (x + 96) // factor, 128 // factor) for x in (0, 80, 160)]
+    with TiffSlide(path) as slide:
+        together = slide.read_reduced(Box(0, 0, 256 // factor, 128 // factor), 0, factor)
+        slide._recent[factor].cache_clear()
+        for box in boxes:
+            part = slide.read_reduced(box, 0, factor)
+            np.testing.assert_array_equal(part, together[:, box.x0 : box.x1])
+            part[:] = 0
+        said = slide._recent[factor].cache_info()
+        assert (said.hits, said.misses) == (4, 8)  # columns 0 and 1, 1 and 2, 2 and 3, in two rows
+        assert said.maxsize is not None
+        assert said.maxsize * 3 * 64**2 // factor**2 <= RECENT_REDUCED_BYTES
+    assert slide._recent[factor].cache_info().currsize == 0
 
 
 def test_threads_list_a_damaged_tile_once(tmp_path: Path) -> None:

@@ -83,7 +83,11 @@ def test_the_windows_of_a_batch_are_as_large_as_the_largest_and_show_what_the_sl
     config = CountConfig(tile_size=136, batch_size=batch_size)
     tiles = tiles_on(TissueMask(pixels, 8.0, 0.5, (320, 320)), model(0.5), config)
     sizes = [tile.window.size[::-1] for tile in tiles]
-    assert sizes == sorted(sizes, reverse=True)
+    together, alike = (
+        [some[start : start + batch_size] for start in range(0, len(some), batch_size)]
+        for some in (sizes, sorted(sizes, reverse=True))
+    )
+    assert sorted(together) == sorted(alike)
     assert len(set(sizes)) > 1
     batches = list(read_ahead(slide, tiles, config, None))
     assert [tile.core for batch, _ in batches for tile in batch] == [tile.core for tile in tiles]
@@ -92,6 +96,16 @@ def test_the_windows_of_a_batch_are_as_large_as_the_largest_and_show_what_the_sl
         assert images.shape[1:3] == tuple(max(tile.window.size[axis] for tile in asked) for axis in (1, 0))
         for tile, image in zip(batch, images, strict=True):
             np.testing.assert_array_equal(image, read_at_mpp(slide, tile.window, 0.5))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_tiles_follow_each_other_where_they_share_pixels(batch_size):
+    config = CountConfig(tile_size=128, batch_size=batch_size)
+    tiles = tiles_on(mask_of(np.ones((60, 60), bool), (1920, 1920)), model(0.5), config)
+    assert len(tiles) > 100
+    corners = np.array([tile.window[:2] for tile in tiles])
+    shared = (np.abs(np.diff(corners, axis=0)) < config.tile_size).all(axis=1)
+    assert np.mean(shared) > 0.5
 
 
 def test_a_small_slide_takes_no_more_than_it_needs():

@@ -66,8 +66,10 @@ def read_at_mpp(slide: "Slide", box: Box, mpp: float) -> NDArray[np.uint8]:
     factor = max((n for n in slide.reductions(level) if n <= step * (1 + LEVEL_TOLERANCE)), default=1)
     source, step = _Source(slide, level, factor), step / factor
     width, height = box.size
-    result = np.empty((height, width, 3), np.uint8)
     block = max(1, int(BLOCK / step))
+    if max(width, height) <= block:
+        return _read_block(source, step, (box.x0, box.y0), (width, height))
+    result = np.empty((height, width, 3), np.uint8)
     for y in range(0, height, block):
         for x in range(0, width, block):
             part = result[y : y + block, x : x + block]

@@ -1,7 +1,8 @@
 """TIFF slides: SVS, generic pyramids, OME-TIFF, NDPI as far as tifffile indexes it, striped files.
 
 tifffile only reads the index. Tiles are read by position, so threads share one open file without a lock, and nothing
-is held beside what is asked for but a tile a thread, and those that small regions were cut from last (16 MB).
+is held beside what is asked for but a tile a thread, those that small regions were cut from last (16 MB), and those
+read last at a half, a quarter or an eighth (32 MB each).
 """
 
 import logging
@@ -31,6 +32,7 @@ __all__ = ["TiffSlide", "open_tiff"]
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS, MAX_TILE_SIDE, MAX_STRIP_BYTES = 4e10, 8192, 1 << 28
 RECENT_BYTES = 1 << 24  # 85 tiles of 256 px: squares round neighbouring candidates share most of theirs
+RECENT_REDUCED_BYTES = 1 << 25  # 682 of them at a half: regions side by side share those at their edges
 PIECE_BYTES = 1 << 18  # an image stored as one uncompressed strip is read in pieces of about this size
 
 
@@ -104,7 +106,9 @@ class TiffSlide(Slide):
             self._file.close()
             raise
         tile_bytes = 3 * math.prod(self._levels[0].tile_size)
-        self._whole = lru_cache(RECENT_BYTES // tile_bytes)(self._decode)
+        self._recent = {1: lru_cache(RECENT_BYTES // tile_bytes)(self._decode)}
+        for factor in {factor for level in self._levels for factor in level.decoder.reductions}:
+            self._recent[factor] = lru_cache(RECENT_REDUCED_BYTES * factor**2 // tile_bytes)(self._decode)
 
     def _open(self) -> None:
         n_pages = check_directories(self.path, self._file.fileno())
@@ -216,9 +220,9 @@ class TiffSlide(Slide):
             raise SlideError(f"{self.path}: this slide was closed. Open it again.")
         plane, shape = self._levels[level], (*region.size[::-1], 3)
         pixels: NDArray[np.uint8] | None = None
-        # Regions smaller than a tile share those of their neighbours; to keep those of others is 20 % slower.
+        # In full, regions smaller than a tile share those of their neighbours; to keep those of others is 20 % slower.
         sides = zip(region.size, plane.tile_size, self._levels[0].tile_size, strict=True)
-        keep = factor == 1 and all(side < own == first for side, own, first in sides)
+        keep = all(own == first and (factor > 1 or side < own) for side, own, first in sides)
         for index in plane.touched(Box(*(edge * factor for edge in region))):
             tile, box = self._tile(level, index, factor, keep), plane.box(index, factor)
             if tile is None:
@@ -236,7 +240,7 @@ class TiffSlide(Slide):
         if plane.sparse[index] or (level, index) in self._bad:
             return None
         try:
-            return self._whole(level, index) if keep else plane.pixels(index, factor)
+            return self._recent[factor](level, index, factor) if keep else plane.pixels(index, factor)
         except SlideError:
             raise
         except Exception as error:  # every codec has errors of its own
@@ -245,13 +249,14 @@ class TiffSlide(Slide):
                 self._bad.setdefault((level, index), bad)
             return None
 
-    def _decode(self, level: int, index: int) -> NDArray[np.uint8]:
-        tile = self._levels[level].pixels(index)
+    def _decode(self, level: int, index: int, factor: int) -> NDArray[np.uint8]:
+        tile = self._levels[level].pixels(index, factor)
         tile.flags.writeable = False  # it is kept, and others get it too
         return tile
 
     def close(self) -> None:
-        self._whole.cache_clear()
+        for recent in self._recent.values():
+            recent.cache_clear()
         self._file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
