@@ -1,6 +1,6 @@
 """Parts of slides to the workers of a dask.distributed cluster (the extra `cluster`).
 
-A part is a region, a run of tiles that follow each other on the grid, or some candidates for the second stage. What
+A part is a region, a run of tiles that follow each other on the slide, or some candidates for the second stage. What
 comes back is what `find_in_tiles` and `judge_candidates` give, and the count is made here, as ever. A part whose worker
 is lost is given to another one by dask. Batches of tiles are cut as they are without a cluster, and the score of a
 candidate, which is rounded to 1e-4, hangs on its own pixels alone; so results are the same to the byte, if the engine
@@ -8,6 +8,7 @@ is the same and has as many threads.
 """
 
 import json
+import math
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -45,6 +46,13 @@ RETRIES = 2
 
 PATIENCE_S = 30.0
 
+_UNWATCHED = {
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.profile.enabled": False,
+}
+"""Of a cluster that nobody watches: how dask watches itself takes 4 % of a core of each of its processes by default."""
+
 _ROW_PX = 1024
 """Candidates are handed out by rows of this height, so that workers seldom read the same tiles."""
 
@@ -73,6 +81,8 @@ def open_cluster(address: str | None = None, processes: int = 1, tiles: int = TI
     with ExitStack() as stack:
         try:
             # Nobody watches a cluster of our own, and only the system may end a worker for the memory it takes.
+            if address is None:
+                stack.enter_context(import_module("dask").config.set(_UNWATCHED))
             place = (
                 stack.enter_context(
                     distributed.LocalCluster(
@@ -158,6 +168,7 @@ class Cluster:
         """
         size = max(1, self.tiles // config.batch_size) * config.batch_size
         regions = [tiles[start : start + size] for start in range(0, len(tiles), size)]
+        regions.sort(key=_n_pixels, reverse=True)  # at the end workers wait for small ones
         return self._hand_out(find_region, slide.path, Order.of(slide, model, config, stain), regions)
 
     def judge(
@@ -179,6 +190,10 @@ class Cluster:
         with _own_errors(path):
             futures = [submit(part) for part in parts]
         return _gather(self.client, path, futures)
+
+
+def _n_pixels(region: Sequence[Tile]) -> int:
+    return sum(math.prod(tile.window.size) for tile in region)
 
 
 def _gather(client: Any, path: Path, futures: list[Any]) -> Iterator[Found]:

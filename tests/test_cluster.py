@@ -1,5 +1,6 @@
 """A cluster: the same bytes as without one, also when a worker is killed, and a sentence for what is wrong with it."""
 
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from mitosis.config import CountConfig
 from mitosis.detections import Detections
 from mitosis.errors import ClusterError, ConfigError, SlideError
 from mitosis.files import write_json
+from mitosis.geometry import Box, Tile
 from mitosis.inference import Model, count_slide, finish_slide, start_slide
 from mitosis.slides import open_slide
 
@@ -173,15 +175,18 @@ class Client:
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(4, 12), (5, 10), (1, 13), (30, 30)])
-def test_regions_are_whole_batches_in_the_order_of_the_grid(slides, model, batch_size, expected):
+def test_regions_are_whole_batches_as_without_a_cluster_the_largest_first(slides, model, batch_size, expected):
     """Batches cut another way would move the last bits of a network's output."""
     client, config = Client(), CONFIG.model_copy(update={"batch_size": batch_size})
     with open_slide(slides / "a.tif") as slide:
         started = start_slide(slide, model, config, find=room.Cluster(client, 13).find)
     regions = [tiles for _, _, tiles in client.orders]
     assert len(regions) > 1
-    assert tuple(tile for region in regions for tile in region) == started.tiles
-    assert {len(region) for region in regions[:-1]} == {expected}
+    tiles = started.tiles
+    assert set(regions) == {tiles[start : start + expected] for start in range(0, len(tiles), expected)}
+    assert len(regions) == -(-len(tiles) // expected)
+    pixels = [sum(math.prod(tile.window.size) for tile in region) for region in regions]
+    assert pixels == sorted(pixels, reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +206,7 @@ def test_candidates_go_out_in_parts_that_lie_together_and_before_tiles(slides, m
     xy = np.random.default_rng(0).uniform(0, (60_000, 5_000), (100, 2))
     candidates = Detections(xy, np.linspace(0.1, 0.9, 100), np.ones(100))
     with open_slide(slides / "a.tif") as slide:
-        room.Cluster(client).find(slide, [None], model, CONFIG, None)
+        room.Cluster(client).find(slide, [Tile(Box(0, 0, 8, 8), Box(0, 0, 8, 8), 0.5)], model, CONFIG, None)
         room.Cluster(client).judge(slide, candidates, model, CONFIG, None)
     parts = [part for _, _, part in client.orders[1:]]
     assert len(parts) == 15
