@@ -186,9 +186,8 @@ class Cluster:
     def _hand_out(
         self, work: Callable[[Order, Any], Found], path: Path, order: Order, parts: Sequence[Any], priority: int = 0
     ) -> Iterable[Found]:
-        submit = partial(self.client.submit, work, order, pure=False, retries=RETRIES, priority=priority)
         with _own_errors(path):
-            futures = [submit(part) for part in parts]
+            futures = self.client.map(partial(work, order), parts, pure=False, retries=RETRIES, priority=priority)
         return _gather(self.client, path, futures)
 
 

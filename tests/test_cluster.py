@@ -6,6 +6,7 @@ import signal
 import sys
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -165,10 +166,10 @@ class Client:
     def scheduler_info(self, **_):
         return {"workers": ["a", "b", "c"][: self.n_workers]}
 
-    def submit(self, function, order, part, *, priority, **_):
-        self.orders.append((function, order, part))
-        self.priorities.append(priority)
-        return SimpleNamespace(done=lambda: False)
+    def map(self, work, parts, *, priority, **_):
+        self.orders += [(work.func, *work.args, part) for part in parts]
+        self.priorities += [priority] * len(parts)
+        return [SimpleNamespace(done=lambda: False) for _ in parts]
 
     def cancel(self, futures):
         self.cancelled += len(futures)
@@ -244,10 +245,10 @@ def test_what_goes_wrong_on_a_cluster_is_an_error_of_ours(slides, model, monkeyp
 
 @pytest.mark.parametrize("stage", ["find", "judge"])
 def test_a_scheduler_that_is_lost_ends_the_run(slides, model, tmp_path, stage):
-    def submit(*_, **__):
+    def closed(*_, **__):
         raise distributed.client.ClosedClientError("Client is closed.")
 
-    lost = room.Cluster(SimpleNamespace(submit=submit, scheduler_info=lambda **_: {"type": "Scheduler"}))
+    lost = room.Cluster(SimpleNamespace(map=closed, scheduler_info=lambda **_: {"type": "Scheduler"}))
     results = count_slides(find_sources([slides]), model, tmp_path, CONFIG, **{stage: getattr(lost, stage)})
     with pytest.raises(ClusterError, match=r"a\.tif \(ClosedClientError: Client is closed\.\)"):
         next(results)
@@ -255,13 +256,15 @@ def test_a_scheduler_that_is_lost_ends_the_run(slides, model, tmp_path, stage):
 
 def test_an_error_of_a_worker_fails_its_slide_and_stops_no_other(cluster, slides, model, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(slides)  # paths are made absolute, as workers are elsewhere
-    orders, submit = [], cluster.client.submit
+    orders, hand_out = [], cluster.client.map
 
-    def spoil(function, order, tiles, **options):
+    def spoil(work, regions, **options):
+        (order,) = work.args
         orders.append(order)
-        return submit(function, replace(order, n_bytes=3) if order.path.stem == "a" else order, tiles, **options)
+        spoiled = replace(order, n_bytes=3) if order.path.stem == "a" else order
+        return hand_out(partial(work.func, spoiled), regions, **options)
 
-    monkeypatch.setattr(cluster.client, "submit", spoil)
+    monkeypatch.setattr(cluster.client, "map", spoil)
     sources = [
         SlideSource(source.path.relative_to(slides), source.slide_id, source.case_id)
         for source in find_sources([slides])
