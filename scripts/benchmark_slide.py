@@ -30,7 +30,7 @@ from mitosis.inference import count_slide
 from mitosis.models import find_model, shipped_models
 from mitosis.slides import Slide, open_slide
 from mitosis.stain import StainLevels, measure_stain
-from mitosis.threads import in_threads
+from mitosis.threads import in_threads, share_heap
 from mitosis.tile_search import Model, read_ahead, tiles_on
 from mitosis.tissue import find_tissue
 from mitosis.unet import UNet
@@ -252,6 +252,7 @@ def count_apart(path: Path, weights: Path, config: CountConfig) -> Apart:
 
 
 def _count_here(path: Path, weights: Path, config: CountConfig) -> Apart:
+    share_heap()  # as the command does
     model = Model.load(weights, config)
     model.engine(np.full((config.batch_size, config.tile_size, config.tile_size, 3), 255, np.uint8))
     with open_slide(path) as slide:

@@ -1,10 +1,53 @@
-"""Threads keep the order of items, run a little ahead, and fail where they are waited for."""
+"""Threads keep the order of items, run a little ahead, fail where they are waited for, and may share a heap."""
 
+import ctypes
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from mitosis.threads import in_threads
+from mitosis.threads import in_threads, share_heap
+
+HEAPS = """
+import ctypes, sys, threading
+from mitosis.threads import share_heap
+
+if sys.argv[1] == "shared":
+    share_heap()
+together = threading.Barrier(3)
+
+def work():
+    held = [bytearray(50_000) for _ in range(20)]
+    together.wait(60)
+    return held
+
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are those of glibc")
+@pytest.mark.parametrize(("how", "n_heaps"), [("shared", {1}), ("apart", {2, 3, 4})])
+def test_threads_take_memory_from_one_heap_if_they_are_to(how, n_heaps):
+    said = subprocess.run([sys.executable, "-c", HEAPS, how], check=True, capture_output=True, text=True).stdout
+    assert said.count("<heap nr=") in n_heaps
+
+
+def test_without_glibc_heaps_are_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    share_heap()
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    share_heap()
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])

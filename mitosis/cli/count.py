@@ -84,6 +84,7 @@ def count(
     from mitosis.cohort_count import count_slides
     from mitosis.inference import Model
     from mitosis.models import find_model
+    from mitosis.threads import share_heap
 
     given: dict[str, object] = {
         "hotspot_mm2": hotspot_mm2,
@@ -98,6 +99,7 @@ def count(
         if manifest
         else find_sources(slides or [], case_pattern=case_pattern, domain=domain, mpp=mpp)
     )
+    share_heap()
     loaded = Model.load(find_model(model), chosen)
     results = []
     with _workers(scheduler, processes) as who, _display() as (tell, show):
