@@ -1073,6 +1073,15 @@ def test_reading_in_blocks_and_bands_leaves_no_trace(
     np.testing.assert_array_equal(thumbnail(pyramid, mpp), at_once)
 
 
+@pytest.mark.parametrize("mpp", [0.1, 0.25, 0.33, 0.5, 1.0, 2.0])
+def test_what_is_read_is_the_callers_own(pyramid: Slide, mpp: float) -> None:
+    box = Box(0, 0, 16, 16)
+    pixels = read_at_mpp(pyramid, box, mpp)
+    kept = pixels.copy()
+    pixels[:] = 0
+    np.testing.assert_array_equal(read_at_mpp(pyramid, box, mpp), kept)
+
+
 @pytest.mark.parametrize("mpp", [0.1, 0.33, 0.5, 2.0])
 def test_boxes_outside_are_white(pyramid: Slide, mpp: float) -> None:
     assert (read_at_mpp(pyramid, Box(-60, -70, -2, -2), mpp) == 255).all()

@@ -67,8 +67,9 @@ def read_at_mpp(slide: "Slide", box: Box, mpp: float) -> NDArray[np.uint8]:
     source, step = _Source(slide, level, factor), step / factor
     width, height = box.size
     block = max(1, int(BLOCK / step))
-    if max(width, height) <= block:
-        return _read_block(source, step, (box.x0, box.y0), (width, height))
+    if width and height and max(width, height) <= block:
+        pixels = _read_block(source, step, (box.x0, box.y0), (width, height))
+        return pixels if pixels.flags.writeable else pixels.copy()
     result = np.empty((height, width, 3), np.uint8)
     for y in range(0, height, block):
         for x in range(0, width, block):
