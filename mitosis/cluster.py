@@ -51,7 +51,7 @@ _UNWATCHED = {
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.profile.enabled": False,
 }
-"""Of a cluster that nobody watches: how dask watches itself takes 4 % of a core of each of its processes by default."""
+"""Of a cluster that nobody watches: that dask watches itself takes the command 4 % of a core by default."""
 
 _ROW_PX = 1024
 """Candidates are handed out by rows of this height, so that workers seldom read the same tiles."""
