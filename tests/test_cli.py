@@ -162,6 +162,13 @@ def test_a_higher_threshold_is_used_in_count_and_in_evaluate(walked, slides_fold
     assert out.startswith("A01: 0 mitotic figures in the hotspot")
 
 
+def test_a_count_takes_its_memory_from_one_heap(walked, slides_folder, tmp_path):
+    options = ("--model", walked[0] / "run", "--out", tmp_path / "results", *TILES)
+    with mock.patch("mitosis.threads.share_heap") as share_heap:
+        assert run("count", slides_folder / "A01.png", *options)[0] == 0
+    share_heap.assert_called_once()
+
+
 def test_results_and_runs_that_are_there_are_not_replaced(walked, slides_folder):
     folder, _ = walked
     before = contents(folder)

@@ -175,6 +175,17 @@ class Client:
         self.cancelled += len(futures)
 
 
+def test_a_cluster_of_ours_does_not_watch_itself(cluster):
+    """Nor do its workers, which are processes of their own."""
+
+    def watching():
+        from dask import config
+
+        return [config.get("distributed.worker.profile.enabled"), config.get("distributed.admin.tick.interval")]
+
+    assert [watching(), *cluster.client.run(watching).values()] == 3 * [[False, "1s"]]
+
+
 @pytest.mark.parametrize(("batch_size", "expected"), [(4, 12), (5, 10), (1, 13), (30, 30)])
 def test_regions_are_whole_batches_as_without_a_cluster_the_largest_first(slides, model, batch_size, expected):
     """Batches cut another way would move the last bits of a network's output."""

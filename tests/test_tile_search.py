@@ -98,14 +98,43 @@ def test_the_windows_of_a_batch_are_as_large_as_the_largest_and_show_what_the_sl
             np.testing.assert_array_equal(image, read_at_mpp(slide, tile.window, 0.5))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_tiles_follow_each_other_where_they_share_pixels(batch_size):
-    config = CountConfig(tile_size=128, batch_size=batch_size)
-    tiles = tiles_on(mask_of(np.ones((60, 60), bool), (1920, 1920)), model(0.5), config)
-    assert len(tiles) > 100
-    corners = np.array([tile.window[:2] for tile in tiles])
-    shared = (np.abs(np.diff(corners, axis=0)) < config.tile_size).all(axis=1)
-    assert np.mean(shared) > 0.5
+@pytest.mark.parametrize("seed", range(3))
+def test_tiles_follow_each_other_where_they_share_pixels(seed):
+    """In ragged tissue, whose tiles are of many sizes, much closer to each other than the largest first would be."""
+    ragged = np.kron(np.random.default_rng(seed).random((15, 15)) < 0.3, np.ones((4, 4), bool))
+    tiles = tiles_on(mask_of(ragged, (1920, 1920)), model(0.5), CountConfig(tile_size=128))
+    by_size = sorted(tiles, key=lambda tile: tile.window.size[::-1], reverse=True)
+    far, apart = (
+        np.abs(np.diff([tile.window[:2] for tile in some], axis=0)).sum(axis=1).mean() for some in (tiles, by_size)
+    )
+    assert far < 0.8 * apart
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_peaks_are_looked_for_by_as_many_threads_as_run_the_network(monkeypatch, workers):
+    running, most, lock, both = 0, 0, threading.Lock(), threading.Event()
+    search = module.find_peaks
+
+    def find_peaks(*given):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            if running == 2:
+                both.set()
+        if workers:
+            both.wait(10)
+        with lock:
+            running -= 1
+        return search(*given)
+
+    monkeypatch.setattr(module, "find_peaks", find_peaks)
+    fields = {**vars(model(0.5)), "engine": lambda images: np.zeros(images.shape[:3], np.float32), "in_flight": 2}
+    one, config = SimpleNamespace(**fields), CountConfig(tile_size=136, workers=workers)
+    slide = ArraySlide(np.zeros((320, 320, 3), np.uint8))
+    tiles = tiles_on(TissueMask(np.ones((20, 20), bool), 8.0, 0.5, (320, 320)), one, config)
+    assert len(list(find_in_tiles(slide, tiles, one, config, None))) == len(tiles) > 4
+    assert most == (2 if workers else 1)
 
 
 def test_a_small_slide_takes_no_more_than_it_needs():
