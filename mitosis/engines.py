@@ -168,7 +168,12 @@ def openvino_engine(network: nn.Module, device: torch.device, precision: Precisi
     """
     del device
     run = OpenVINORunner(onnx_model(network), precision)
-    return lambda images: np.concatenate(run([image[np.newaxis] for image in images]))
+
+    def run_side_by_side(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        each = run([image[np.newaxis] for image in images])
+        return each[0] if len(each) == 1 else np.concatenate(each)
+
+    return run_side_by_side
 
 
 ENGINES: dict[str, Callable[[nn.Module, torch.device, Precision], Engine]] = {

@@ -92,7 +92,7 @@ def export_second(network: Verifier, card: VerifierCard, path: Path) -> Exported
         )
     mpp, side = card.settings.mpp, card.settings.crop
     metadata = {"card": dump_json(card.model_dump(mode="json")), "mpp": str(mpp), "side": str(side)}
-    content = _with_metadata(second_onnx(network, pixels=True), metadata)
+    content = _with_metadata(second_onnx(network, figure=True), metadata)
     with atomic_write(path) as stream:
         stream.write(content)
     difference = None

@@ -4,11 +4,11 @@ import io
 import warnings
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from mitosis.crops import CLASSES, FIGURE
@@ -19,8 +19,8 @@ from mitosis.verifier import Verifier
 
 __all__ = ["SECOND_ENGINES", "EngineVerifier", "second_in_engine", "second_onnx"]
 
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""float32 [B, side, side, 3] → float32 [B, classes], logarithms of probabilities."""
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""uint8 [B, side, side, 3] → float32 [B, classes], logarithms of probabilities."""
 
 
 class EngineVerifier(Verifier):
@@ -43,39 +43,37 @@ class EngineVerifier(Verifier):
         nn.Module.__init__(self)
         self.members, self.in_flight = network.members, in_flight
         self._build, self._network = build, [network]  # in a list: it is no part of this one
-        self._run: Run | None = None
+        self._built: Run | None = None
         self._building = Lock()
         several = network.apart() if len(network.members) > 1 else []
         self._apart = [EngineVerifier(member, build, in_flight) for member in several]
-
-    def _apply(self, *_: Any, **__: Any) -> Self:
-        """Stay as it is: another thread may be building what runs from these weights, and moved ones are freed."""
-        return self
 
     def apart(self) -> list[Verifier]:
         """Each member by itself, in the same engine, where each is made ready once."""
         return [*self._apart] or [self]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 3] of images [B, 3, side, side], the mean over the members as in `Verifier`."""
+    def run(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What `Verifier.run` is to give; several members are pooled as `Verifier` pools them."""
         if self._apart:
-            return torch.stack([member(images) for member in self._apart]).mean(dim=0)
+            each = [member.run(crops) for member in self._apart]
+            together: NDArray[np.float32] = log_softmax(np.mean(each, axis=0), axis=1)
+            return together
         with self._building:
-            self._run = self._run or self._build(self._network[0])
-        return torch.from_numpy(self._run(images.permute(0, 2, 3, 1).contiguous().numpy()))
+            self._built = self._built or self._build(self._network[0])
+        return self._built(crops)
 
 
 class _Outputs(nn.Module):
-    """What members say together: logits, of darkness as it lies in memory; of `pixels`, the probability of a figure."""
+    """What members say together of pixels as read: the logarithms of probabilities, or that of a figure alone."""
 
-    def __init__(self, network: Verifier, pixels: bool) -> None:
+    def __init__(self, network: Verifier, figure: bool) -> None:
         super().__init__()
-        self.members, self.pixels = network.members, pixels
+        self.members, self.figure = network.members, figure
 
     def forward(self, images: Tensor) -> Tensor:
-        darkness = to_input(images) if self.pixels else images.permute(0, 3, 1, 2)
+        darkness = to_input(images)
         mean = torch.stack([member(darkness).log_softmax(dim=1) for member in self.members]).mean(dim=0)
-        return mean.softmax(dim=1)[:, CLASSES.index(FIGURE)] if self.pixels else mean
+        return mean.softmax(dim=1)[:, CLASSES.index(FIGURE)] if self.figure else mean.log_softmax(dim=1)
 
 
 def _openvino(network: Verifier, precision: Precision) -> Run:
@@ -109,20 +107,19 @@ def second_in_engine(
     return EngineVerifier(network, lambda member: build(member, precision), in_flight)
 
 
-def second_onnx(network: Verifier, *, pixels: bool = False) -> bytes:
+def second_onnx(network: Verifier, *, figure: bool = False) -> bytes:
     """The second stage as an ONNX model of one input, ``images``, and one output, any number at once.
 
-    It takes float32 [batch, side, side, 3], darkness, and gives ``logits``, float32 [batch, classes]; with `pixels`
-    uint8 as read, and ``probability``, float32 [batch], that of a mitotic figure.
+    It takes uint8 [batch, side, side, 3], RGB as read, and gives ``logits``, float32 [batch, classes], the logarithms
+    of the classes' probabilities; with `figure` ``probability``, float32 [batch], that of a mitotic figure.
     """
-    output = "probability" if pixels else "logits"
+    output = "probability" if figure else "logits"
     stream = io.BytesIO()
-    example: Any = torch.zeros(2, 64, 64, 3, dtype=torch.uint8 if pixels else torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # as in `mitosis.engines.onnx_model`
         torch.onnx.export(
-            _Outputs(network, pixels).eval(),
-            (example,),
+            _Outputs(network, figure).eval(),
+            (torch.zeros(2, 64, 64, 3, dtype=torch.uint8),),
             stream,  # type: ignore[arg-type]  # this exporter takes streams too
             dynamo=False,
             opset_version=OPSET,

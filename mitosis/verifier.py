@@ -1,8 +1,11 @@
 """The second stage: small residual classifiers of the square round a candidate."""
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -142,9 +145,13 @@ class Verifier(nn.Module):
     ----------
     in_flight : int
         How many batches it is best given at once, by as many threads.
+    run : callable or None
+        What runs it instead of PyTorch: crops, uint8 [B, side, side, 3], to the logarithms of the classes'
+        probabilities, float32 [B, 3].
     """
 
     in_flight: int = 1
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
 
     def __init__(self, width: int = 24, side: int = 64, transformer: bool = False, members: int = 1) -> None:
         super().__init__()

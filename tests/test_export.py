@@ -196,7 +196,7 @@ def test_the_stated_difference_of_the_second_stage_would_show_a_wrong_export(two
     second = load_verifier(two_stages, card)
     right = export.export_second(second, card.verifier, tmp_path / "right.onnx")
     assert right.max_difference < 1e-5
-    wrong = export.second_onnx(random_second(card.verifier.settings, 8), pixels=True)
+    wrong = export.second_onnx(random_second(card.verifier.settings, 8), figure=True)
     monkeypatch.setattr(export, "second_onnx", lambda *_, **__: wrong)
     assert export.export_second(second, card.verifier, tmp_path / "wrong.onnx").max_difference > 0.01
 
