@@ -92,7 +92,7 @@ def open_cluster(address: str | None = None, processes: int = 1, tiles: int = TI
                         # Even without one it answers by HTTP: at any free port, and on this machine alone.
                         scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                         memory_limit=None,
-                        silence_logs="ERROR",
+                        silence_logs="CRITICAL",  # errors are raised here; the rest is talk of how it ends
                     )
                 )
                 if address is None

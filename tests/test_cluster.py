@@ -1,5 +1,7 @@
 """A cluster: the same bytes as without one, also when a worker is killed, and a sentence for what is wrong with it."""
 
+import io
+import logging
 import math
 import os
 import signal
@@ -184,6 +186,20 @@ def test_a_cluster_of_ours_does_not_watch_itself(cluster):
         return [config.get("distributed.worker.profile.enabled"), config.get("distributed.admin.tick.interval")]
 
     assert [watching(), *cluster.client.run(watching).values()] == 3 * [[False, "1s"]]
+
+
+def test_workers_of_ours_keep_to_themselves_how_they_end(cluster):
+    """A heartbeat that meets a closed scheduler would else print its traceback after a run that went well."""
+
+    def heard():
+        handlers, stream = logging.getLogger("distributed").handlers, io.StringIO()
+        before = [handler.setStream(stream) for handler in handlers]
+        logging.getLogger("distributed.worker").error("Failed to communicate with scheduler during heartbeat.")
+        for handler, own in zip(handlers, before, strict=True):
+            handler.setStream(own)
+        return len(handlers) > 0, stream.getvalue()
+
+    assert list(cluster.client.run(heard).values()) == 2 * [(True, "")]
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(4, 12), (5, 10), (1, 13), (30, 30)])
