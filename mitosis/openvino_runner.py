@@ -69,11 +69,10 @@ class OpenVINORunner:
     def __call__(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """What the model says of each array."""
         compiled, free = self._compiled()
-        arrays = [np.ascontiguousarray(array) for array in arrays]  # they are read where they lie until all is done
         running = [_take(free) or compiled.create_infer_request() for _ in arrays]
         try:
             for request, array in zip(running, arrays, strict=True):
-                request.start_async({0: array}, share_inputs=True)
+                request.start_async({0: array}, share_inputs=True)  # which it keeps, and makes contiguous if need be
             for request in running:
                 request.wait()
         except RuntimeError:

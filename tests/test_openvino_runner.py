@@ -37,11 +37,23 @@ def test_threads_that_ask_at_once_get_what_they_asked_for(content, monkeypatch, 
     np.testing.assert_array_equal(runner(arrays), expected)  # or all in one call
 
 
-def test_it_goes_on_after_a_failure(content):
-    runner, (array,) = OpenVINORunner(content, "float32"), images(1)
+def test_arrays_are_read_as_they_are_seen_and_may_change_afterwards(content):
+    runner, arrays = OpenVINORunner(content, "float32"), images(8)
+    turned = [np.rot90(array, axes=(1, 2)) for array in arrays]
+    assert not any(array.flags.c_contiguous for array in turned)
+    expected = [runner([array.copy()])[0] for array in turned]
+    found = runner(turned)
+    for array in arrays:
+        array[...] = 0
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("n_before", [0, 2])
+def test_it_goes_on_after_a_failure(content, n_before):
+    runner, (array, *before) = OpenVINORunner(content, "float32"), images(1 + n_before)
     (expected,) = runner([array])
     with pytest.raises(RuntimeError, match=r"(?i)shape|dimension|channel"):
-        runner([array[..., :2]])
+        runner([*before, array[..., :2]])
     np.testing.assert_array_equal(runner([array])[0], expected)
 
 
