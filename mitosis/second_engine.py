@@ -42,7 +42,7 @@ class EngineVerifier(Verifier):
     def __init__(self, network: Verifier, build: Callable[[Verifier], Run], in_flight: int = 1) -> None:
         nn.Module.__init__(self)
         self.members, self.in_flight = network.members, in_flight
-        self._build, self._network = build, [network]  # in a list: it is no part of this one
+        self._build = build
         self._built: Run | None = None
         self._building = Lock()
         several = network.apart() if len(network.members) > 1 else []
@@ -59,7 +59,7 @@ class EngineVerifier(Verifier):
             together: NDArray[np.float32] = log_softmax(np.mean(each, axis=0), axis=1)
             return together
         with self._building:
-            self._built = self._built or self._build(self._network[0])
+            self._built = self._built or self._build(self)
         return self._built(crops)
 
 

@@ -110,22 +110,31 @@ def test_tiles_follow_each_other_where_they_share_pixels(seed):
     assert far < 0.8 * apart
 
 
+class Crossing:
+    """Where threads meet: `most` at once so far. The first may `wait` for another."""
+
+    def __init__(self, wait):
+        self.wait, self.most, self.inside = wait, 0, 0
+        self.lock, self.met = threading.Lock(), threading.Event()
+
+    def pass_through(self):
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            if self.inside == 2:
+                self.met.set()
+        if self.wait:
+            self.met.wait(10)
+        with self.lock:
+            self.inside -= 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_peaks_are_looked_for_by_as_many_threads_as_run_the_network(monkeypatch, workers):
-    running, most, lock, both = 0, 0, threading.Lock(), threading.Event()
-    search = module.find_peaks
+    crossing, search = Crossing(wait=workers > 0), module.find_peaks
 
     def find_peaks(*given):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-            if running == 2:
-                both.set()
-        if workers:
-            both.wait(10)
-        with lock:
-            running -= 1
+        crossing.pass_through()
         return search(*given)
 
     monkeypatch.setattr(module, "find_peaks", find_peaks)
@@ -134,7 +143,7 @@ def test_peaks_are_looked_for_by_as_many_threads_as_run_the_network(monkeypatch,
     slide = ArraySlide(np.zeros((320, 320, 3), np.uint8))
     tiles = tiles_on(TissueMask(np.ones((20, 20), bool), 8.0, 0.5, (320, 320)), one, config)
     assert len(list(find_in_tiles(slide, tiles, one, config, None))) == len(tiles) > 4
-    assert most == (2 if workers else 1)
+    assert crossing.most == (2 if workers else 1)
 
 
 def test_a_small_slide_takes_no_more_than_it_needs():
@@ -160,29 +169,19 @@ def test_an_engine_asked_by_several_threads_gives_the_same_pieces_in_the_same_or
     slide = ArraySlide(rng.integers(0, 256, (320, 320, 3), dtype=np.uint8))
     tissue = TissueMask(rng.random((20, 20)) < 0.3, 8.0, 0.5, (320, 320))
     config = CountConfig(tile_size=136, batch_size=batch_size, workers=workers, views=views)
-    running, most, lock, both = 0, 0, threading.Lock(), threading.Event()
-
-    def engine(images):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-            if running == 2:
-                both.set()
-        if several:
-            both.wait(10)
-        with lock:
-            running -= 1
-        return images[..., 0].astype(np.float32) / 255
-
     found = {}
     for several in (False, True):
+        crossing = Crossing(wait=several)
+
+        def engine(images, crossing=crossing):
+            crossing.pass_through()
+            return images[..., 0].astype(np.float32) / 255
+
         one = SimpleNamespace(**vars(model(0.5)), engine=engine, in_flight=2 if several else 1)
         tiles = tiles_on(tissue, one, config)
         assert len(tiles) > 4
-        most = 0
         found[several] = list(find_in_tiles(slide, tiles, one, config, None))
-        assert most == (2 if several else 1)
+        assert crossing.most == (2 if several else 1)
     for piece, other in zip(found[True], found[False], strict=True):
         assert piece.n_tiles == other.n_tiles
         for name in ("xy", "score", "area_um2"):
