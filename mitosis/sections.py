@@ -146,11 +146,15 @@ class VerifierConfig(JitterConfig):
     Lengths in px are px at `mpp`.
     """
 
+    network: Literal["residual", "efficientnet"] = "residual"
+    """`residual`: three blocks of 3x3 convolutions. `efficientnet`: the first five stages of EfficientNet-Lite0, which
+    may begin with weights learned on ImageNet (`mitosis verify --start`)."""
     width: Annotated[int, Field(ge=1, le=128)] = 24
-    """Channels of the first stage of blocks; the next two double them."""
+    """Channels of the first blocks of `residual`; the next two double them."""
     symmetry: Literal["none", "p4", "p4m"] = "none"
-    """Filters come in all quarter turns (p4), or in these and mirrored (p4m), as many of them as there are channels; so
-    fewer weights are learned (`mitosis.symmetry`). What is learned runs as any other."""
+    """Filters of residual networks, as the gate always is one, come in all quarter turns (p4), or in these and mirrored
+    (p4m), as many of them as there are channels; so fewer weights are learned (`mitosis.symmetry`). What is learned
+    runs as any other."""
     transformer: bool = False
     """Let the network turn, move and scale the crop before it looks (spatial transformer)."""
     mpp: Mpp = 0.25
@@ -220,6 +224,12 @@ class VerifierConfig(JitterConfig):
     """Processes that make what is shown; 0 takes a thread, which a GPU waits for most of the time. The result does not
     depend on it."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _transformer_fits(self) -> Self:
+        if self.transformer and self.network != "residual":
+            raise ValueError(f"transformer is for network residual, not for {self.network}")
+        return self
 
     @model_validator(mode="after")
     def _channels_stand_in_sets(self) -> Self:

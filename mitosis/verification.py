@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from mitosis.slides import Slide
 from mitosis.stain import StainLevels
 from mitosis.symmetry import tie_orientations, untie_orientations
 from mitosis.threads import in_threads
-from mitosis.verifier import N_CLASSES, Classifier, Verifier
+from mitosis.verifier import N_CLASSES, Classifier, Residual, Verifier, new_classifier
 
 __all__ = ["train_verifier", "verify"]
 
@@ -91,26 +92,31 @@ def train_verifier(
     candidates: CandidateSet,
     settings: VerifierConfig,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+    start: Path | None = None,
 ) -> Verifier:
     """Train each member on candidates, with a seed of its own; gives the moving averages of their weights.
 
     Parameters
     ----------
+    start : Path or None
+        Weights that each begins with, as `mitosis.verifier.new_classifier` takes them.
     on_step : callable
         Told (step, loss) after each step; the steps of the members are counted on.
 
     Raises
     ------
+    ConfigError
+        The network does not begin with weights.
     PatchIndexError
         There is no figure among the candidates, or nothing else.
     ModelError
-        Loss or gradients stay non-finite.
+        Loss or gradients stay non-finite, or `start` cannot be read.
     """
-    verifier = Verifier.from_config(settings).eval()
+    members = []
     for number in range(settings.members):
         own = settings.model_copy(update={"seed": settings.seed + number})
-        verifier.members[number] = _train_member(candidates, own, partial(_count_on, on_step, number * settings.steps))
-    return verifier
+        members.append(_train_member(candidates, own, start, partial(_count_on, on_step, number * settings.steps)))
+    return Verifier(members).eval()
 
 
 def _count_on(on_step: Callable[[int, float], None], done: int, step: int, loss: float) -> None:
@@ -118,16 +124,17 @@ def _count_on(on_step: Callable[[int, float], None], done: int, step: int, loss:
 
 
 def _train_member(
-    candidates: CandidateSet, settings: VerifierConfig, on_step: Callable[[int, float], None]
+    candidates: CandidateSet, settings: VerifierConfig, start: Path | None, on_step: Callable[[int, float], None]
 ) -> Classifier:
     batches, device = candidate_batches(candidates, settings), choose_device()
     torch.manual_seed(settings.seed)
-    plain = Classifier(settings.width, settings.crop, settings.transformer)
+    plain = new_classifier(settings, start)
+    symmetry = settings.symmetry if isinstance(plain, Residual) else "none"
     if settings.auxiliary_domains:
         n_heads = 2 + max(head_of(candidates, settings).values())
         plain.last = nn.Linear(plain.last.in_features, n_heads * N_CLASSES)
     plain = plain.to(device)
-    network = tie_orientations(copy.deepcopy(plain), settings.symmetry).to(memory_format=torch.channels_last)
+    network = tie_orientations(copy.deepcopy(plain), symmetry).to(memory_format=torch.channels_last)
     warmup_steps = math.ceil(_WARMUP * settings.steps)
     advice = "Train it anew with a lower verifier.learning_rate."
     descent = Descent(network, copy.deepcopy(network), settings, warmup_steps, "Second stage", advice)
@@ -138,7 +145,7 @@ def _train_member(
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             logits = network(to_input(images))
         on_step(step, descent.step(step, _loss(logits.float(), labels, heads)))
-    average = _keep_heads(untie_orientations(descent.average, plain, settings.symmetry))
+    average = _keep_heads(untie_orientations(descent.average, plain, symmetry))
     if settings.smote:
         _rebalance(average, candidates, settings)
     return average

@@ -1,7 +1,9 @@
-"""The second stage: small residual classifiers of the square round a candidate."""
+"""The second stage: small classifiers of the square round a candidate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,8 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mitosis.config import VerifierConfig
+from mitosis.efficientnet import N_FEATURES, EfficientNet
+from mitosis.errors import ConfigError
 
-__all__ = ["DROPOUT", "N_CLASSES", "Classifier", "SpatialTransformer", "Verifier", "gate_settings"]
+__all__ = [
+    "DROPOUT",
+    "N_CLASSES",
+    "Classifier",
+    "Pretrained",
+    "Residual",
+    "SpatialTransformer",
+    "Verifier",
+    "gate_settings",
+    "new_classifier",
+]
 
 N_CLASSES = 3
 DROPOUT = 0.2
@@ -95,10 +109,42 @@ class SpatialTransformer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Residual network of three blocks: other, mitotic figure or non-mitotic figure.
+    """Tells other things, mitotic figures and non-mitotic figures apart, by the mean over all places of some maps.
 
-    The mean over all places that it ends with makes it indifferent to small shifts. Batch normalisation uses fixed
-    statistics at prediction, so a crop's logits do not depend on the others of its batch.
+    That mean makes it indifferent to small shifts. Batch normalisation uses fixed statistics at prediction, so a crop's
+    logits do not depend on the others of its batch.
+
+    Attributes
+    ----------
+    transformer : nn.Module
+        What turns, scales and moves a crop first, if anything does.
+    last : nn.Linear
+        Made by the kinds of classifiers, which know how many maps they have.
+    """
+
+    last: nn.Linear
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer: nn.Module = nn.Identity()
+        self.dropout: nn.Module = nn.Dropout(DROPOUT)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Float [B, n_features, h, w] of images [B, 3, side, side]."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer decides by, [B, n_features], of images [B, 3, side, side]."""
+        return self.maps(images).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 3] of images [B, 3, side, side]."""
+        logits: Tensor = self.last(self.dropout(self.features(images)))
+        return logits
+
+
+class Residual(Classifier):
+    """Residual network of three blocks.
 
     Parameters
     ----------
@@ -118,17 +164,58 @@ class Classifier(nn.Module):
         )
         self.blocks = nn.Sequential(_Block(width, width), _Block(width, 2 * width), _Block(2 * width, 4 * width))
         self.last = nn.Linear(4 * width, N_CLASSES)
-        self.dropout: nn.Module = nn.Dropout(DROPOUT)
 
-    def features(self, images: Tensor) -> Tensor:
-        """What the last layer decides by, [B, 4 width], of images [B, 3, side, side]."""
-        x: Tensor = self.blocks(self.stem(self.transformer(images)))
-        return x.mean(dim=(2, 3))
+    def maps(self, images: Tensor) -> Tensor:
+        """[B, 4 width, side / 8, side / 8] of images [B, 3, side, side]."""
+        maps: Tensor = self.blocks(self.stem(self.transformer(images)))
+        return maps
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 3] of images [B, 3, side, side]."""
-        logits: Tensor = self.last(self.dropout(self.features(images)))
-        return logits
+
+class Pretrained(Classifier):
+    """`EfficientNet`, which knows photographs before it sees candidates.
+
+    Parameters
+    ----------
+    start : Path or None
+        Weights that it begins with, for `EfficientNet.load_imagenet`; None: fresh ones.
+
+    Raises
+    ------
+    ModelError
+        `start` does not hold them.
+    """
+
+    def __init__(self, start: Path | None = None) -> None:
+        super().__init__()
+        self.body = EfficientNet()
+        self.last = nn.Linear(N_FEATURES, N_CLASSES)
+        if start:
+            self.body.load_imagenet(start)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """[B, 112, side / 16, side / 16] of images [B, 3, side, side]."""
+        maps: Tensor = self.body(images)
+        return maps
+
+
+def new_classifier(config: VerifierConfig, start: Path | None = None) -> Classifier:
+    """The network of one member that the settings describe; its weights are fresh ones, or begin with those at `start`.
+
+    Raises
+    ------
+    ConfigError
+        `start` is given, and the network does not begin with anything.
+    ModelError
+        It cannot be read, or holds something else.
+    """
+    if config.network == "efficientnet":
+        return Pretrained(start)
+    if start:
+        raise ConfigError(
+            f"{start}: weights to begin with are those of another network than that of verifier.network = "
+            f"{config.network}. Leave --start out, or choose verifier.network=efficientnet."
+        )
+    return Residual(config.width, config.crop, config.transformer)
 
 
 class Verifier(nn.Module):
@@ -136,10 +223,7 @@ class Verifier(nn.Module):
 
     Parameters
     ----------
-    width, side, transformer
-        Of each, as in `Classifier`.
-    members : int
-        How many there are.
+    members : iterable of Classifier
 
     Attributes
     ----------
@@ -153,21 +237,18 @@ class Verifier(nn.Module):
     in_flight: int = 1
     run: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
 
-    def __init__(self, width: int = 24, side: int = 64, transformer: bool = False, members: int = 1) -> None:
+    def __init__(self, members: Iterable[Classifier]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(Classifier(width, side, transformer) for _ in range(members))
+        self.members = nn.ModuleList(members)
 
     @classmethod
     def from_config(cls, config: VerifierConfig) -> "Verifier":
         """The network that the settings describe, with fresh weights."""
-        return cls(config.width, config.crop, config.transformer, config.members)
+        return cls(new_classifier(config) for _ in range(config.members))
 
     def apart(self) -> list["Verifier"]:
         """Each member, to be asked alone; its weights are shared."""
-        members = [Verifier(members=0) for _ in self.members]
-        for alone, member in zip(members, self.members, strict=True):
-            alone.members.append(member)
-        return members
+        return [Verifier([cast(Classifier, member)]) for member in self.members]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 3, side, side]: the mean of the logarithms of the members' probabilities.
@@ -185,6 +266,7 @@ def gate_settings(settings: VerifierConfig, mpp: float) -> VerifierConfig:
         "crop": max(16, round(settings.crop * ratio / 8) * 8),
         "shift": round(settings.shift * ratio),
         "width": settings.gate_width,
+        "network": "residual",
         "transformer": False,
         "members": 1,
         "gate_width": 0,

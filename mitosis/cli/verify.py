@@ -24,6 +24,14 @@ def verify(
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
     domain: Domain = "",
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start",
+            help="Weights to begin with, for verifier.network=efficientnet: model.safetensors of timm's "
+            "tf_efficientnet_lite0, which learned on ImageNet.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     settings: Set = None,
 ) -> None:
@@ -39,10 +47,12 @@ def verify(
     from mitosis.errors import ConfigError
     from mitosis.models import find_model
     from mitosis.second_stage import add_second_stage
+    from mitosis.verifier import new_classifier
 
     chosen = load_config(config, tuple(settings or ()))
     if (out / "model.json").exists():
         raise ConfigError(f"{out}: holds a model already. Choose another --out.")
+    new_classifier(chosen.verifier, start)  # so that a file which does not fit is refused before slides are looked at
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
     first = find_model(model)
     candidates = _collect(sources, first, out / "candidates", chosen)
@@ -56,6 +66,7 @@ def verify(
             candidates,
             out,
             chosen,
+            start=start,
             on_step=lambda name, step, _: progress.update(task, description=name, completed=step),
         )
     if card.verifier is not None:
