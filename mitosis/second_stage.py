@@ -61,15 +61,14 @@ def add_second_stage(
     candidates : CandidateSet
         What `collect_candidates` gave for it.
     start : Path or None
-        Weights that the second stage begins with, as `mitosis.verifier.new_classifier` takes them.
+        Weights that members of the second stage begin with, as `train_verifier` takes them.
     on_step : callable
         Told (what is trained, step, loss) after each step.
 
     Raises
     ------
     ConfigError
-        `out` holds a model already, there is only one slide and nothing to choose thresholds on, or the second stage
-        does not begin with weights.
+        `out` holds a model already, or there is only one slide and nothing to choose thresholds on.
     PatchIndexError
         The candidates are those of another model or of other settings, or cannot be learned from.
     ModelError

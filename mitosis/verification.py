@@ -99,23 +99,21 @@ def train_verifier(
     Parameters
     ----------
     start : Path or None
-        Weights that each begins with, as `mitosis.verifier.new_classifier` takes them.
+        Weights that each `efficientnet` begins with, for `EfficientNet.load_imagenet`.
     on_step : callable
         Told (step, loss) after each step; the steps of the members are counted on.
 
     Raises
     ------
-    ConfigError
-        The network does not begin with weights.
     PatchIndexError
         There is no figure among the candidates, or nothing else.
     ModelError
         Loss or gradients stay non-finite, or `start` cannot be read.
     """
-    members = []
-    for number in range(settings.members):
-        own = settings.model_copy(update={"seed": settings.seed + number})
-        members.append(_train_member(candidates, own, start, partial(_count_on, on_step, number * settings.steps)))
+    members, done = [], 0
+    for own in map(settings.of_member, range(settings.members)):
+        members.append(_train_member(candidates, own, start, partial(_count_on, on_step, done)))
+        done += own.steps
     return Verifier(members).eval()
 
 

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from mitosis.config import VerifierConfig
 from mitosis.efficientnet import N_FEATURES, EfficientNet
-from mitosis.errors import ConfigError
 
 __all__ = [
     "DROPOUT",
@@ -176,6 +175,8 @@ class Pretrained(Classifier):
 
     Parameters
     ----------
+    enlarge : float
+        How many times as many px a side it is shown.
     start : Path or None
         Weights that it begins with, for `EfficientNet.load_imagenet`; None: fresh ones.
 
@@ -185,36 +186,37 @@ class Pretrained(Classifier):
         `start` does not hold them.
     """
 
-    def __init__(self, start: Path | None = None) -> None:
+    def __init__(self, enlarge: float = 1.0, start: Path | None = None) -> None:
         super().__init__()
+        self.enlarge = enlarge
         self.body = EfficientNet()
         self.last = nn.Linear(N_FEATURES, N_CLASSES)
         if start:
             self.body.load_imagenet(start)
 
     def maps(self, images: Tensor) -> Tensor:
-        """[B, 112, side / 16, side / 16] of images [B, 3, side, side]."""
+        """[B, 112, h, h] of images [B, 3, side, side], h a sixteenth of what it is shown."""
+        if self.enlarge > 1:
+            images = functional.interpolate(images, scale_factor=self.enlarge, mode="bilinear")
         maps: Tensor = self.body(images)
         return maps
 
 
 def new_classifier(config: VerifierConfig, start: Path | None = None) -> Classifier:
-    """The network of one member that the settings describe; its weights are fresh ones, or begin with those at `start`.
+    """The first member that the settings describe.
+
+    Parameters
+    ----------
+    start : Path or None
+        Weights that an `efficientnet` begins with; others, and without it all, have fresh ones.
 
     Raises
     ------
-    ConfigError
-        `start` is given, and the network does not begin with anything.
     ModelError
         It cannot be read, or holds something else.
     """
-    if config.network == "efficientnet":
-        return Pretrained(start)
-    if start:
-        raise ConfigError(
-            f"{start}: weights to begin with are those of another network than that of verifier.network = "
-            f"{config.network}. Leave --start out, or choose verifier.network=efficientnet."
-        )
+    if config.networks[0] == "efficientnet":
+        return Pretrained(config.enlarge, start)
     return Residual(config.width, config.crop, config.transformer)
 
 
@@ -244,7 +246,7 @@ class Verifier(nn.Module):
     @classmethod
     def from_config(cls, config: VerifierConfig) -> "Verifier":
         """The network that the settings describe, with fresh weights."""
-        return cls(new_classifier(config) for _ in range(config.members))
+        return cls(new_classifier(config.of_member(number)) for number in range(config.members))
 
     def apart(self) -> list["Verifier"]:
         """Each member, to be asked alone; its weights are shared."""
@@ -266,7 +268,7 @@ def gate_settings(settings: VerifierConfig, mpp: float) -> VerifierConfig:
         "crop": max(16, round(settings.crop * ratio / 8) * 8),
         "shift": round(settings.shift * ratio),
         "width": settings.gate_width,
-        "network": "residual",
+        "networks": ("residual",),
         "transformer": False,
         "members": 1,
         "gate_width": 0,

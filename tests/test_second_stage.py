@@ -413,12 +413,12 @@ def test_it_begins_with_what_learned_from_photographs(fields, model_folder, tmp_
     own = Pretrained().body.state_dict()
     save_file({name: own[layer].contiguous() for layer, name in imagenet_names().items()}, start)
     words = ("verify", fields, "--annotations", fields, "--model", model, "--case-pattern", "^[A-D]", "--start", start)
-    words += SET + ("--set", "verifier.steps=1", "--set", "verifier.learning_rate=1e-9")
+    words += SET + ("--set", "verifier.steps=1", "--set", "verifier.efficientnet_learning_rate=1e-9")
     code, out, err = run(*words, "--out", tmp_path / "plain")
     assert (code, out) == (1, "")
-    assert "Leave --start out, or choose verifier.network=efficientnet" in err
+    assert "nothing in verifier.networks begins with weights. Leave --start out, or add efficientnet." in err
     assert not (tmp_path / "plain").exists()
-    code, _, _ = run(*words, "--out", tmp_path / "both", "--set", "verifier.network=efficientnet")
+    code, _, _ = run(*words, "--out", tmp_path / "both", "--set", "verifier.networks=[efficientnet]")
     assert code == 0
     _, card = load_model(tmp_path / "both")
     assert card.verifier.training["start_sha256"] == sha256(start)

@@ -28,7 +28,7 @@ def verify(
         Path | None,
         typer.Option(
             "--start",
-            help="Weights to begin with, for verifier.network=efficientnet: model.safetensors of timm's "
+            help="Weights that efficientnet in verifier.networks begins with: model.safetensors of timm's "
             "tf_efficientnet_lite0, which learned on ImageNet.",
         ),
     ] = None,
@@ -44,15 +44,20 @@ def verify(
     """
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
+    from mitosis.efficientnet import EfficientNet
     from mitosis.errors import ConfigError
     from mitosis.models import find_model
     from mitosis.second_stage import add_second_stage
-    from mitosis.verifier import new_classifier
 
     chosen = load_config(config, tuple(settings or ()))
     if (out / "model.json").exists():
         raise ConfigError(f"{out}: holds a model already. Choose another --out.")
-    new_classifier(chosen.verifier, start)  # so that a file which does not fit is refused before slides are looked at
+    if start:  # what does not fit is refused before slides are looked at
+        if "efficientnet" not in chosen.verifier.networks:
+            raise ConfigError(
+                f"{start}: nothing in verifier.networks begins with weights. Leave --start out, or add efficientnet."
+            )
+        EfficientNet().load_imagenet(start)
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
     first = find_model(model)
     candidates = _collect(sources, first, out / "candidates", chosen)
@@ -60,7 +65,7 @@ def verify(
     from rich.progress import Progress
 
     with Progress(transient=True) as progress:
-        task = progress.add_task("second stage", total=chosen.verifier.steps * chosen.verifier.members)
+        task = progress.add_task("second stage", total=chosen.verifier.all_steps)
         card = add_second_stage(
             first,
             candidates,
