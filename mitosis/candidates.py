@@ -44,7 +44,7 @@ from mitosis.slides import Slide, open_slide
 from mitosis.splits import TRAIN, VAL, check_leakage
 from mitosis.stain import measure_stain
 
-__all__ = ["collect_candidates", "folds_of", "label_candidates", "split_slides"]
+__all__ = ["collect_candidates", "label_candidates", "split_slides"]
 
 
 def collect_candidates(
@@ -255,26 +255,3 @@ def _readable(slide: Slide, xy: NDArray[np.float64]) -> NDArray[np.bool_]:
     for x0, y0, x1, y1 in (bad.box for bad in slide.bad_tiles):
         good &= ~np.all((xy >= (x0, y0)) & (xy < (x1, y1)), axis=1)
     return good
-
-
-def folds_of(candidates: CandidateSet, n_folds: int) -> tuple[list[set[str]], str]:
-    """Names of the slides of each fold, and what was dealt: `cases`, or the `slides` of the only case.
-
-    Those with the most figures are dealt first, so that each fold has its share.
-
-    Raises
-    ------
-    ConfigError
-        There is only one slide.
-    """
-    by_case = len(candidates.cases) > 1
-    units: dict[str, list[tuple[str, CandidateSlide]]] = {}
-    for name, slide in candidates.slides.items():
-        units.setdefault(slide.case_id if by_case else name, []).append((name, slide))
-    if len(units) < 2:
-        raise ConfigError("One slide is not enough to train a second stage and choose its threshold. Add slides.")
-    order = sorted(units, key=lambda unit: (-sum(len(slide.figures) for _, slide in units[unit]), unit))
-    folds: list[set[str]] = [set() for _ in range(min(n_folds, len(units)))]
-    for number, unit in enumerate(order):
-        folds[number % len(folds)] |= {name for name, _ in units[unit]}
-    return folds, "cases" if by_case else "slides"

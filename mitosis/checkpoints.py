@@ -53,7 +53,7 @@ class VerifierCard(BaseModel):
     validation : dict
         What the thresholds were chosen on, and what the first stage alone and both together reach there.
     training : dict
-        Cases, sha256 of the slide files and of weights to begin with, and the number of candidates of each class.
+        Cases, sha256 of the slide files, and the number of candidates of each class.
     gate_sha256 : str
         Of ``gate.safetensors``, the candidate gate; empty if there is none.
     int8_ranges, gate_int8_ranges : dict

@@ -117,7 +117,6 @@ def second_onnx(network: Verifier, *, figure: bool = False) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # as in `mitosis.engines.onnx_model`
-        warnings.filterwarnings("ignore", "Constant folding")  # of what is padded, which engines do themselves
         torch.onnx.export(
             _Outputs(network, figure).eval(),
             (torch.zeros(2, 64, 64, 3, dtype=torch.uint8),),

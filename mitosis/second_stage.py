@@ -3,23 +3,21 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mitosis.candidates import folds_of
 from mitosis.checkpoints import ModelCard, VerifierCard, load_model, save_model, save_verifier
 from mitosis.config import Config, save_config
-from mitosis.crops import CLASSES, Candidate, CandidateSet, centre
+from mitosis.crops import CLASSES, Candidate, CandidateSet, CandidateSlide, centre
 from mitosis.crowding import discount_crowds
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError, PatchIndexError
 from mitosis.evaluation import calibration_rows, candidate_truth, choose_threshold, evaluate
-from mitosis.files import make_folder, sha256
+from mitosis.files import make_folder
 from mitosis.gate import Gate
 from mitosis.looks import crop_engine, final_scores, in_batches
 from mitosis.quantization import measure_ranges
@@ -30,7 +28,7 @@ from mitosis.splits import TRAIN, VAL
 from mitosis.verification import train_verifier
 from mitosis.verifier import Verifier, gate_settings
 
-__all__ = ["add_second_stage"]
+__all__ = ["add_second_stage", "folds_of", "train_gate"]
 
 ON_VALIDATION = "validation cases"
 _N_RANGES = 1000  # crops on which the ranges of int8 are measured
@@ -44,7 +42,6 @@ def add_second_stage(
     out: Path,
     config: Config,
     *,
-    start: Path | None = None,
     on_step: OnStep = lambda _name, _step, _loss: None,
 ) -> ModelCard:
     """Train a second stage on the candidates of a model, and write both stages to the folder `out`.
@@ -60,8 +57,6 @@ def add_second_stage(
         Folder of the first stage.
     candidates : CandidateSet
         What `collect_candidates` gave for it.
-    start : Path or None
-        Weights that members of the second stage begin with, as `train_verifier` takes them.
     on_step : callable
         Told (what is trained, step, loss) after each step.
 
@@ -72,7 +67,7 @@ def add_second_stage(
     PatchIndexError
         The candidates are those of another model or of other settings, or cannot be learned from.
     ModelError
-        The model, or `start`, cannot be read, or training diverges.
+        The model cannot be read, or training diverges.
     AnnotationError
         There is no figure to choose a threshold with.
     """
@@ -85,20 +80,17 @@ def add_second_stage(
         )
     learned = candidates.where(lambda _, slide: slide.split == TRAIN)
     held_out = candidates.where(lambda _, slide: slide.split == VAL)
-    teacher = _Teacher(config, card.mpp, start, on_step)
     if any(slide.figures for slide in held_out.slides.values()):
-        trained = teacher.train(learned, "second stage")
+        trained = _train(learned, config, card.mpp, "second stage", on_step)
         scores, chosen_on = _rescored(held_out, trained, config, card.mpp), ON_VALIDATION
     else:
-        scores, chosen_on = _cross_fit(learned, teacher)
-        trained = teacher.train(learned, "second stage")
+        scores, chosen_on = _cross_fit(learned, config, card.mpp, on_step)
+        trained = _train(learned, config, card.mpp, "second stage", on_step)
     ranges = {"int8_ranges": measure_ranges(trained.second, _some_crops(learned, config.verifier.crop))}
     if trained.gate is not None:
         seen = _some_crops(_at(learned, config, card.mpp), gate_settings(config.verifier, card.mpp).crop)
         ranges["gate_int8_ranges"] = measure_ranges(trained.gate, seen)
     described = _card(learned, scores, chosen_on, config).model_copy(update=ranges)
-    if start:
-        described.training["start_sha256"] = sha256(start)
     verifier = save_verifier(make_folder(out), trained.second, described, gate=trained.gate)
     training = dict(card.training)
     sources = {slide.source_sha256 for slide in learned.slides.values()}
@@ -132,23 +124,22 @@ class _Rescored(NamedTuple):
     dropped: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Teacher:
-    """How second stages learn; what they are called is told with each step."""
+def _train(candidates: CandidateSet, config: Config, mpp: float, name: str, on_step: OnStep) -> _Trained:
+    second = train_verifier(candidates, config.verifier, lambda step, loss: on_step(name, step, loss))
+    return _Trained(
+        second, train_gate(candidates, config, mpp, lambda step, loss: on_step(f"gate of {name}", step, loss))
+    )
 
-    config: Config
-    mpp: float
-    start: Path | None
-    on_step: OnStep
 
-    def train(self, candidates: CandidateSet, name: str) -> _Trained:
-        """A second stage that learned from these candidates, and its gate."""
-        settings, gate = self.config.verifier, None
-        second = train_verifier(candidates, settings, partial(self.on_step, name), self.start)
-        if settings.gate_width:
-            shrunk, on_step = _at(candidates, self.config, self.mpp), partial(self.on_step, f"gate of {name}")
-            gate = train_verifier(shrunk, gate_settings(settings, self.mpp), on_step)
-        return _Trained(second, gate)
+def train_gate(
+    candidates: CandidateSet,
+    config: Config,
+    mpp: float,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> Verifier | None:
+    """Train the candidate gate that the settings ask for, if they do, at the first stage's `mpp`."""
+    settings = gate_settings(config.verifier, mpp)
+    return train_verifier(_at(candidates, config, mpp), settings, on_step) if config.verifier.gate_width else None
 
 
 def _at(candidates: CandidateSet, config: Config, mpp: float) -> CandidateSet:
@@ -156,16 +147,38 @@ def _at(candidates: CandidateSet, config: Config, mpp: float) -> CandidateSet:
     return replace(candidates, scale=config.verifier.mpp / mpp)
 
 
-def _cross_fit(candidates: CandidateSet, teacher: _Teacher) -> tuple[list[_Rescored], str]:
+def _cross_fit(candidates: CandidateSet, config: Config, mpp: float, on_step: OnStep) -> tuple[list[_Rescored], str]:
     """Slides scored by second stages that did not learn from them, and what was left out each time."""
-    config, mpp = teacher.config, teacher.mpp
     folds, unit = folds_of(candidates, config.verifier.folds)
     scores = []
     for number, fold in enumerate(folds, 1):
         others = candidates.where(lambda name, _, fold=fold: name not in fold)  # type: ignore[misc]  # bound now
-        trained = teacher.train(others, f"fold {number} of {len(folds)}")
+        trained = _train(others, config, mpp, f"fold {number} of {len(folds)}", on_step)
         scores += _rescored(candidates.where(lambda name, _, fold=fold: name in fold), trained, config, mpp)  # type: ignore[misc]  # bound now
     return scores, f"left-out training {unit}"
+
+
+def folds_of(candidates: CandidateSet, n_folds: int) -> tuple[list[set[str]], str]:
+    """Names of the slides of each fold, and what was dealt: `cases`, or the `slides` of the only case.
+
+    Those with the most figures are dealt first, so that each fold has its share.
+
+    Raises
+    ------
+    ConfigError
+        There is only one slide.
+    """
+    by_case = len(candidates.cases) > 1
+    units: dict[str, list[tuple[str, CandidateSlide]]] = {}
+    for name, slide in candidates.slides.items():
+        units.setdefault(slide.case_id if by_case else name, []).append((name, slide))
+    if len(units) < 2:
+        raise ConfigError("One slide is not enough to train a second stage and choose its threshold. Add slides.")
+    order = sorted(units, key=lambda unit: (-sum(len(slide.figures) for _, slide in units[unit]), unit))
+    folds: list[set[str]] = [set() for _ in range(min(n_folds, len(units)))]
+    for number, unit in enumerate(order):
+        folds[number % len(folds)] |= {name for name, _ in units[unit]}
+    return folds, "cases" if by_case else "slides"
 
 
 def _rescored(candidates: CandidateSet, trained: _Trained, config: Config, mpp: float) -> list[_Rescored]:

@@ -146,16 +146,11 @@ class VerifierConfig(JitterConfig):
     Lengths in px are px at `mpp`.
     """
 
-    networks: Annotated[tuple[Literal["residual", "efficientnet"], ...], Field(min_length=1)] = ("residual",)
-    """What the members are, in turn; two kinds err less alike than two of a kind. `residual`: three blocks of 3x3
-    convolutions. `efficientnet`: the first five stages of EfficientNet-Lite0, which may begin with weights learned on
-    ImageNet (`mitosis verify --start`)."""
     width: Annotated[int, Field(ge=1, le=128)] = 24
-    """Channels of the first blocks of `residual`; the next two double them."""
+    """Channels of the first stage of blocks; the next two double them."""
     symmetry: Literal["none", "p4", "p4m"] = "none"
-    """Filters of residual networks, as the gate always is one, come in all quarter turns (p4), or in these and mirrored
-    (p4m), as many of them as there are channels; so fewer weights are learned (`mitosis.symmetry`). What is learned
-    runs as any other."""
+    """Filters come in all quarter turns (p4), or in these and mirrored (p4m), as many of them as there are channels; so
+    fewer weights are learned (`mitosis.symmetry`). What is learned runs as any other."""
     transformer: bool = False
     """Let the network turn, move and scale the crop before it looks (spatial transformer)."""
     mpp: Mpp = 0.25
@@ -165,8 +160,6 @@ class VerifierConfig(JitterConfig):
     """Least score of the first stage of a candidate to learn from."""
     max_per_slide: Count = 4000
     """Of each training slide those with the highest scores are kept."""
-    enlarge: Annotated[float, Field(ge=1, le=4)] = 1.0
-    """How many times as many px a side `efficientnet` is shown; it halves them twice before it looks closely."""
     members: Annotated[int, Field(ge=1, le=9)] = 1
     """Networks that learn by themselves, from `seed` on; the mean of the logarithms of their probabilities counts."""
     members_from: Fraction = 0.0
@@ -196,9 +189,6 @@ class VerifierConfig(JitterConfig):
     shift: Annotated[int, Field(ge=0, le=32)] = 5
     """A crop is moved by up to this many px in x and in y, as a candidate may lie beside its nucleus."""
     learning_rate: Positive = 2e-3
-    efficientnet_steps: Count | None = None
-    """Steps of members that are `efficientnet`, which know more to begin with; None: as many as the others."""
-    efficientnet_learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the moving average of the weights, a step."""
@@ -232,12 +222,6 @@ class VerifierConfig(JitterConfig):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _transformer_fits(self) -> Self:
-        if self.transformer and set(self.networks) != {"residual"}:
-            raise ValueError("transformer is for networks that are residual, not for efficientnet")
-        return self
-
-    @model_validator(mode="after")
     def _channels_stand_in_sets(self) -> Self:
         n = ORIENTATIONS[self.symmetry]
         for name, width in (("width", self.width), ("gate_width", self.gate_width)):
@@ -267,16 +251,3 @@ class VerifierConfig(JitterConfig):
             return (self.batch_size,)
         auxiliary = round(self.auxiliary_share * self.batch_size)
         return self.batch_size - auxiliary, auxiliary
-
-    def of_member(self, number: int) -> "VerifierConfig":
-        """What the member of this number is, and how it learns, as if it were the only one; they are counted from 0."""
-        network, steps, rate = self.networks[number % len(self.networks)], self.steps, self.learning_rate
-        if network == "efficientnet":
-            steps, rate = self.efficientnet_steps or steps, self.efficientnet_learning_rate
-        changes = {"networks": (network,), "members": 1, "seed": self.seed + number}
-        return self.model_copy(update=changes | {"steps": steps, "learning_rate": rate})
-
-    @property
-    def all_steps(self) -> int:
-        """Steps of all members together."""
-        return sum(self.of_member(number).steps for number in range(self.members))

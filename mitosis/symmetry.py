@@ -5,7 +5,7 @@ these and mirrored (p4m), a network need not learn every orientation by itself, 
 weights to learn. Channels stand in sets, one of a set for each orientation; what a set shows of a turned picture is
 what it shows of the upright one, turned, and moved on in the set.
 
-`tie_orientations` makes a `Residual` learn so, and `untie_orientations` gives a plain one the same weights: to run it
+`tie_orientations` makes a `Classifier` learn so, and `untie_orientations` gives a plain one the same weights: to run it
 needs nothing of this. Answers on turned pictures agree nearly, as a convolution of stride 2 begins at the left and at
 the top.
 

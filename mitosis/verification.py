@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from mitosis.slides import Slide
 from mitosis.stain import StainLevels
 from mitosis.symmetry import tie_orientations, untie_orientations
 from mitosis.threads import in_threads
-from mitosis.verifier import N_CLASSES, Classifier, Residual, Verifier, new_classifier
+from mitosis.verifier import N_CLASSES, Classifier, Verifier
 
 __all__ = ["train_verifier", "verify"]
 
@@ -92,14 +91,11 @@ def train_verifier(
     candidates: CandidateSet,
     settings: VerifierConfig,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
-    start: Path | None = None,
 ) -> Verifier:
     """Train each member on candidates, with a seed of its own; gives the moving averages of their weights.
 
     Parameters
     ----------
-    start : Path or None
-        Weights that each `efficientnet` begins with, for `EfficientNet.load_imagenet`.
     on_step : callable
         Told (step, loss) after each step; the steps of the members are counted on.
 
@@ -108,13 +104,13 @@ def train_verifier(
     PatchIndexError
         There is no figure among the candidates, or nothing else.
     ModelError
-        Loss or gradients stay non-finite, or `start` cannot be read.
+        Loss or gradients stay non-finite.
     """
-    members, done = [], 0
-    for own in map(settings.of_member, range(settings.members)):
-        members.append(_train_member(candidates, own, start, partial(_count_on, on_step, done)))
-        done += own.steps
-    return Verifier(members).eval()
+    verifier = Verifier.from_config(settings).eval()
+    for number in range(settings.members):
+        own = settings.model_copy(update={"seed": settings.seed + number})
+        verifier.members[number] = _train_member(candidates, own, partial(_count_on, on_step, number * settings.steps))
+    return verifier
 
 
 def _count_on(on_step: Callable[[int, float], None], done: int, step: int, loss: float) -> None:
@@ -122,17 +118,16 @@ def _count_on(on_step: Callable[[int, float], None], done: int, step: int, loss:
 
 
 def _train_member(
-    candidates: CandidateSet, settings: VerifierConfig, start: Path | None, on_step: Callable[[int, float], None]
+    candidates: CandidateSet, settings: VerifierConfig, on_step: Callable[[int, float], None]
 ) -> Classifier:
     batches, device = candidate_batches(candidates, settings), choose_device()
     torch.manual_seed(settings.seed)
-    plain = new_classifier(settings, start)
-    symmetry = settings.symmetry if isinstance(plain, Residual) else "none"
+    plain = Classifier(settings.width, settings.crop, settings.transformer)
     if settings.auxiliary_domains:
         n_heads = 2 + max(head_of(candidates, settings).values())
         plain.last = nn.Linear(plain.last.in_features, n_heads * N_CLASSES)
     plain = plain.to(device)
-    network = tie_orientations(copy.deepcopy(plain), symmetry).to(memory_format=torch.channels_last)
+    network = tie_orientations(copy.deepcopy(plain), settings.symmetry).to(memory_format=torch.channels_last)
     warmup_steps = math.ceil(_WARMUP * settings.steps)
     advice = "Train it anew with a lower verifier.learning_rate."
     descent = Descent(network, copy.deepcopy(network), settings, warmup_steps, "Second stage", advice)
@@ -143,7 +138,7 @@ def _train_member(
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             logits = network(to_input(images))
         on_step(step, descent.step(step, _loss(logits.float(), labels, heads)))
-    average = _keep_heads(untie_orientations(descent.average, plain, symmetry))
+    average = _keep_heads(untie_orientations(descent.average, plain, settings.symmetry))
     if settings.smote:
         _rebalance(average, candidates, settings)
     return average

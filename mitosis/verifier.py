@@ -1,9 +1,7 @@
-"""The second stage: small classifiers of the square round a candidate."""
+"""The second stage: small residual classifiers of the square round a candidate."""
 
 import math
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import cast
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,19 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mitosis.config import VerifierConfig
-from mitosis.efficientnet import N_FEATURES, EfficientNet
 
-__all__ = [
-    "DROPOUT",
-    "N_CLASSES",
-    "Classifier",
-    "Pretrained",
-    "Residual",
-    "SpatialTransformer",
-    "Verifier",
-    "gate_settings",
-    "new_classifier",
-]
+__all__ = ["DROPOUT", "N_CLASSES", "Classifier", "SpatialTransformer", "Verifier", "gate_settings"]
 
 N_CLASSES = 3
 DROPOUT = 0.2
@@ -108,42 +95,10 @@ class SpatialTransformer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Tells other things, mitotic figures and non-mitotic figures apart, by the mean over all places of some maps.
+    """Residual network of three blocks: other, mitotic figure or non-mitotic figure.
 
-    That mean makes it indifferent to small shifts. Batch normalisation uses fixed statistics at prediction, so a crop's
-    logits do not depend on the others of its batch.
-
-    Attributes
-    ----------
-    transformer : nn.Module
-        What turns, scales and moves a crop first, if anything does.
-    last : nn.Linear
-        Made by the kinds of classifiers, which know how many maps they have.
-    """
-
-    last: nn.Linear
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transformer: nn.Module = nn.Identity()
-        self.dropout: nn.Module = nn.Dropout(DROPOUT)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """Float [B, n_features, h, w] of images [B, 3, side, side]."""
-        raise NotImplementedError
-
-    def features(self, images: Tensor) -> Tensor:
-        """What the last layer decides by, [B, n_features], of images [B, 3, side, side]."""
-        return self.maps(images).mean(dim=(2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 3] of images [B, 3, side, side]."""
-        logits: Tensor = self.last(self.dropout(self.features(images)))
-        return logits
-
-
-class Residual(Classifier):
-    """Residual network of three blocks.
+    The mean over all places that it ends with makes it indifferent to small shifts. Batch normalisation uses fixed
+    statistics at prediction, so a crop's logits do not depend on the others of its batch.
 
     Parameters
     ----------
@@ -163,61 +118,17 @@ class Residual(Classifier):
         )
         self.blocks = nn.Sequential(_Block(width, width), _Block(width, 2 * width), _Block(2 * width, 4 * width))
         self.last = nn.Linear(4 * width, N_CLASSES)
+        self.dropout: nn.Module = nn.Dropout(DROPOUT)
 
-    def maps(self, images: Tensor) -> Tensor:
-        """[B, 4 width, side / 8, side / 8] of images [B, 3, side, side]."""
-        maps: Tensor = self.blocks(self.stem(self.transformer(images)))
-        return maps
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer decides by, [B, 4 width], of images [B, 3, side, side]."""
+        x: Tensor = self.blocks(self.stem(self.transformer(images)))
+        return x.mean(dim=(2, 3))
 
-
-class Pretrained(Classifier):
-    """`EfficientNet`, which knows photographs before it sees candidates.
-
-    Parameters
-    ----------
-    enlarge : float
-        How many times as many px a side it is shown.
-    start : Path or None
-        Weights that it begins with, for `EfficientNet.load_imagenet`; None: fresh ones.
-
-    Raises
-    ------
-    ModelError
-        `start` does not hold them.
-    """
-
-    def __init__(self, enlarge: float = 1.0, start: Path | None = None) -> None:
-        super().__init__()
-        self.enlarge = enlarge
-        self.body = EfficientNet()
-        self.last = nn.Linear(N_FEATURES, N_CLASSES)
-        if start:
-            self.body.load_imagenet(start)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """[B, 112, h, h] of images [B, 3, side, side], h a sixteenth of what it is shown."""
-        if self.enlarge > 1:
-            images = functional.interpolate(images, scale_factor=self.enlarge, mode="bilinear")
-        maps: Tensor = self.body(images)
-        return maps
-
-
-def new_classifier(config: VerifierConfig, start: Path | None = None) -> Classifier:
-    """The first member that the settings describe.
-
-    Parameters
-    ----------
-    start : Path or None
-        Weights that an `efficientnet` begins with; others, and without it all, have fresh ones.
-
-    Raises
-    ------
-    ModelError
-        It cannot be read, or holds something else.
-    """
-    if config.networks[0] == "efficientnet":
-        return Pretrained(config.enlarge, start)
-    return Residual(config.width, config.crop, config.transformer)
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 3] of images [B, 3, side, side]."""
+        logits: Tensor = self.last(self.dropout(self.features(images)))
+        return logits
 
 
 class Verifier(nn.Module):
@@ -225,7 +136,10 @@ class Verifier(nn.Module):
 
     Parameters
     ----------
-    members : iterable of Classifier
+    width, side, transformer
+        Of each, as in `Classifier`.
+    members : int
+        How many there are.
 
     Attributes
     ----------
@@ -239,18 +153,21 @@ class Verifier(nn.Module):
     in_flight: int = 1
     run: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
 
-    def __init__(self, members: Iterable[Classifier]) -> None:
+    def __init__(self, width: int = 24, side: int = 64, transformer: bool = False, members: int = 1) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members = nn.ModuleList(Classifier(width, side, transformer) for _ in range(members))
 
     @classmethod
     def from_config(cls, config: VerifierConfig) -> "Verifier":
         """The network that the settings describe, with fresh weights."""
-        return cls(new_classifier(config.of_member(number)) for number in range(config.members))
+        return cls(config.width, config.crop, config.transformer, config.members)
 
     def apart(self) -> list["Verifier"]:
         """Each member, to be asked alone; its weights are shared."""
-        return [Verifier([cast(Classifier, member)]) for member in self.members]
+        members = [Verifier(members=0) for _ in self.members]
+        for alone, member in zip(members, self.members, strict=True):
+            alone.members.append(member)
+        return members
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 3, side, side]: the mean of the logarithms of the members' probabilities.
@@ -268,7 +185,6 @@ def gate_settings(settings: VerifierConfig, mpp: float) -> VerifierConfig:
         "crop": max(16, round(settings.crop * ratio / 8) * 8),
         "shift": round(settings.shift * ratio),
         "width": settings.gate_width,
-        "networks": ("residual",),
         "transformer": False,
         "members": 1,
         "gate_width": 0,

@@ -29,7 +29,6 @@ from typing import Any
 from crop_candidates import stain_beside_figures, write_crop_candidates
 from crop_mosaics import write_mosaics
 from embarrassment import blind_rows, model_pixels, model_row
-from imagenet_start import write_imagenet_start
 from release_folds import CASES, FIELDS, FOLDS, FROM, WITHIN, Use, use_of
 from release_report import UNGATED, Quality, calibration_errors, gate_losses, read_stage
 
@@ -132,15 +131,6 @@ class Data:
                         raise SystemExit(record.error)
         return PatchIndex.join([PatchIndex.read(self.out / name) for name in slides])
 
-    @cached_property
-    def start(self) -> Path | None:
-        """What members of second stages begin with, if they are of a kind that does."""
-        path = self.out / "imagenet.safetensors"
-        if "efficientnet" not in self.config.verifier.networks:
-            return None
-        with sole_writer(self.out, wait=True):
-            return path if path.exists() else write_imagenet_start(path)
-
     def crops_left_out(self, fold: str) -> set[str]:
         """The slides of crops that the models of a fold do not see: each fold of cases leaves out a part of them."""
         crops = [slide.case_id for slide in self.slides["amibr"] if slide.case_id not in VALIDATION]
@@ -204,8 +194,7 @@ class Fold:
         crops = write_crop_candidates(
             self.data.source / "amibr", self._some_crops(), folder, self.config.verifier, model.card.weights_sha256
         )
-        joined = CandidateSet.join(fields, crops)
-        add_second_stage(first, joined, out, self.config, start=self.data.start, on_step=self._report)
+        add_second_stage(first, CandidateSet.join(fields, crops), out, self.config, on_step=self._report)
 
     def _some_crops(self) -> list[SlideSource]:
         """Slides of crops for the second stage, none that is left out."""

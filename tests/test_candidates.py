@@ -10,11 +10,11 @@ from conftest import MPP, TINY, ArraySlide, contents, damage_tiles, draw_field, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitosis.candidates import collect_candidates, folds_of, label_candidates, split_slides
+from mitosis.candidates import collect_candidates, label_candidates, split_slides
 from mitosis.checkpoints import ModelCard
 from mitosis.cohort import find_sources
 from mitosis.config import NetworkConfig
-from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, CandidateSet, CandidateSlide, crop_side, read_crops
+from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, CandidateSet, crop_side, read_crops
 from mitosis.detections import Detections
 from mitosis.errors import AnnotationError, ConfigError, LeakageError, PatchIndexError
 from mitosis.files import sha256
@@ -328,24 +328,3 @@ def test_the_note_says_with_what_it_was_made(fields, tmp_path):
     assert note["settings"]["slides"]["B01"]["split"] == "val"
     assert "torch" in note["versions"]
     assert CandidateSet.read(tmp_path / "out").slides["A01"].figures == [list(place) for place in FIGURES]
-
-
-def slide_set(figures):
-    """Slides by name, CASE-NUMBER, with so many figures and no crops."""
-    slides = {
-        name: CandidateSlide(name.partition("-")[0], "train", "", MPP, [[0.0, 0.0]] * n, 0, 1.0)
-        for name, n in figures.items()
-    }
-    return CandidateSet("nowhere", (), slides)
-
-
-def test_cases_are_dealt_so_that_figures_are_shared():
-    folds, unit = folds_of(slide_set({"a-1": 5, "a-2": 4, "b-1": 8, "c-1": 1, "d-1": 0}), 2)
-    assert (folds, unit) == ([{"a-1", "a-2", "c-1"}, {"b-1", "d-1"}], "cases")
-    assert len(folds_of(slide_set({"a-1": 5, "b-1": 8}), 5)[0]) == 2
-
-
-def test_of_one_case_the_slides_are_dealt_and_of_one_slide_nothing():
-    assert folds_of(slide_set({"a-1": 5, "a-2": 4, "a-3": 1}), 2) == ([{"a-1", "a-3"}, {"a-2"}], "slides")
-    with pytest.raises(ConfigError, match="One slide is not enough"):
-        folds_of(slide_set({"a-1": 5}), 2)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mitosis.folding import fold, fold_batch_norm
 from mitosis.unet import BLOCKS, UNet
-from mitosis.verifier import Residual, Verifier
+from mitosis.verifier import Verifier
 
 
 def unsettled(network):
@@ -59,7 +59,7 @@ def test_to_fold_twice_changes_nothing():
 
 
 def test_a_second_stage_says_the_same_without_normalisation():
-    network, images = unsettled(Verifier([Residual(8, 32), Residual(8, 32)])), torch.rand(3, 3, 32, 32)
+    network, images = unsettled(Verifier(8, 32, members=2)), torch.rand(3, 3, 32, 32)
     folded = fold(network)
     assert n_norms(network) == 14
     assert n_norms(folded) == 0

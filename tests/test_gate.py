@@ -25,7 +25,7 @@ class MiddleIsDark(Verifier):
     """Takes a square whose middle is dark for a figure."""
 
     def __init__(self):
-        super().__init__([])
+        super().__init__(members=0)
         self.weight = nn.Parameter(torch.zeros(1))  # of something `crop_engine` takes the device
 
     def forward(self, images):

@@ -83,7 +83,7 @@ def test_torch_stays_above_the_floor_of_learning():
     above = {"augment", "checkpoints", "dataset", "engines", "export", "inference", "losses", "runtime", "sampling"}
     above |= {"auxiliary", "candidate_batches", "descent", "distributed", "folding", "learner", "loading", "looks"}
     above |= {"openvino_runner", "quantization", "rebalance", "second_engine", "training", "unet", "validation"}
-    above |= {"efficientnet", "symmetry", "verification", "verifier"}
+    above |= {"symmetry", "verification", "verifier"}
     for path in FILES:
         names = {
             name.split(".")[0]

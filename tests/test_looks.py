@@ -9,7 +9,7 @@ from mitosis import looks as module
 from mitosis.crops import read_crops
 from mitosis.looks import combine_scores, final_scores
 from mitosis.verification import train_verifier, verify
-from mitosis.verifier import Residual, Verifier
+from mitosis.verifier import Verifier
 
 
 def test_only_what_looks_promising_is_given_more_views(learned, monkeypatch):
@@ -56,7 +56,7 @@ def test_other_members_are_asked_about_what_the_first_finds_promising(tmp_path):
 def test_no_member_is_asked_the_same_twice(monkeypatch, in_flight):
     torch.manual_seed(0)
     network, crops = (
-        Verifier(Residual(4, 32) for _ in range(3)).eval(),
+        Verifier(4, 32, members=3).eval(),
         np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8),
     )
     network.in_flight, first = in_flight, np.linspace(0.2, 0.9, 20)

@@ -20,7 +20,7 @@ from mitosis.models import find_model
 from mitosis.quantization import check_processor, measure_ranges, quantize
 from mitosis.synthetic import draw_tissue
 from mitosis.unet import BLOCKS
-from mitosis.verifier import Residual, Verifier
+from mitosis.verifier import Verifier
 
 CPU = torch.device("cpu")
 ENGINE = "openvino"
@@ -165,7 +165,7 @@ def test_the_shipped_model_says_nearly_the_same_in_int8():
 
 def test_the_members_of_a_second_stage_are_rounded_each_by_itself():
     torch.manual_seed(0)
-    second = Verifier([Residual(4, 16), Residual(4, 16)]).eval()
+    second = Verifier(4, 16, members=2).eval()
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     ranges = measure_ranges(second, [images])
     assert {name.split(".")[1] for name in ranges} == {"0", "1"}
@@ -173,7 +173,7 @@ def test_the_members_of_a_second_stage_are_rounded_each_by_itself():
 
 
 def test_what_a_block_of_the_second_stage_is_given_is_rounded_once_for_both_ways():
-    second = Verifier([Residual(4, 16)]).eval()
+    second = Verifier(4, 16).eval()
     ready = quantize(second, measure_ranges(second, [np.zeros((1, 16, 16, 3), np.uint8)]))
     for block in ready.members[0].blocks:
         seen: list[torch.Tensor] = []

@@ -7,7 +7,7 @@ import torch
 from mitosis.config import VerifierConfig
 from mitosis.looks import crop_engine, score_crops
 from mitosis.second_engine import SECOND_ENGINES, EngineVerifier, second_in_engine
-from mitosis.verifier import Residual, Verifier
+from mitosis.verifier import Verifier
 
 SETTINGS = VerifierConfig(width=4, crop=16, members=2)
 
@@ -45,7 +45,7 @@ def test_scores_are_those_of_pytorch_whatever_is_asked_at_once(network, crops, e
 
 @pytest.mark.parametrize("engine", SECOND_ENGINES)
 def test_members_that_are_sure_of_different_classes_give_a_number(crops, engine):
-    network = Verifier([Residual(2, 16), Residual(2, 16)]).eval()
+    network = Verifier(width=2, side=16, members=2).eval()
     with torch.no_grad():
         for number, member in enumerate(network.members):
             member.last.bias[number] = 120.0
@@ -91,7 +91,7 @@ def test_members_are_asked_apart_as_together(network, crops, engine):
 
 def test_pytorch_and_spatial_transformers_stay_as_they_are(network):
     assert second_in_engine(network, "torch") is network
-    turning = Verifier([Residual(2, 16, transformer=True)])
+    turning = Verifier(width=2, side=16, transformer=True)
     assert second_in_engine(turning, "openvino") is turning
 
 

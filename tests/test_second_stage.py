@@ -11,30 +11,25 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from conftest import FIGURE as DARK
 from conftest import MPP, contents, draw_field, random_places, save_marks, save_network, save_slide
-from safetensors.torch import save_file
 
 from mitosis.candidates import collect_candidates
 from mitosis.checkpoints import load_gate, load_model, load_verifier, save_model
 from mitosis.cli import main
 from mitosis.cohort import find_sources
 from mitosis.config import Config
-from mitosis.crops import CandidateSet
-from mitosis.efficientnet import imagenet_names
+from mitosis.crops import CandidateSet, CandidateSlide
 from mitosis.errors import ConfigError, ModelError, PatchIndexError
 from mitosis.evaluation import choose_threshold
-from mitosis.files import sha256
 from mitosis.inference import Model, count_slide
 from mitosis.quantization import quantize
 from mitosis.score_calibration import UNCALIBRATED
-from mitosis.second_stage import add_second_stage
+from mitosis.second_stage import add_second_stage, folds_of
 from mitosis.slides import open_slide
 from mitosis.stain import measure_stain
 from mitosis.tissue import find_tissue
 from mitosis.verification import verify
-from mitosis.verifier import Pretrained
 
 QUICK = {"width": 4, "crop": 32, "mpp": MPP, "steps": 40, "batch_size": 16, "augment": 0.2, "shift": 2}
 CONFIG = Config.model_validate({"verifier": {**QUICK, "learning_rate": 0.01, "folds": 2}})
@@ -306,6 +301,27 @@ def test_without_validation_slides_thresholds_come_from_left_out_cases(fields, m
     assert card.verifier.validation["cases"] == ["A", "B"]
 
 
+def slide_set(figures):
+    """Slides by name, CASE-NUMBER, with so many figures and no crops."""
+    slides = {
+        name: CandidateSlide(name.partition("-")[0], "train", "", MPP, [[0.0, 0.0]] * n, 0, 1.0)
+        for name, n in figures.items()
+    }
+    return CandidateSet("nowhere", (), slides)
+
+
+def test_cases_are_dealt_so_that_figures_are_shared():
+    folds, unit = folds_of(slide_set({"a-1": 5, "a-2": 4, "b-1": 8, "c-1": 1, "d-1": 0}), 2)
+    assert (folds, unit) == ([{"a-1", "a-2", "c-1"}, {"b-1", "d-1"}], "cases")
+    assert len(folds_of(slide_set({"a-1": 5, "b-1": 8}), 5)[0]) == 2
+
+
+def test_of_one_case_the_slides_are_dealt_and_of_one_slide_nothing():
+    assert folds_of(slide_set({"a-1": 5, "a-2": 4, "a-3": 1}), 2) == ([{"a-1", "a-3"}, {"a-2"}], "slides")
+    with pytest.raises(ConfigError, match="One slide is not enough"):
+        folds_of(slide_set({"a-1": 5}), 2)
+
+
 def test_validation_slides_without_figures_choose_nothing(fields, model_folder, tmp_path):
     """The thresholds come from the training cases then, rather than from slides where every detection is wrong."""
     empty = tmp_path / "slides"
@@ -405,26 +421,6 @@ def test_the_verb_does_not_judge_by_cases_that_the_first_stage_knows(fields, mod
     assert (code, err) == (0, "")
     assert "On left-out training cases (A, B)" in out
     assert "judge the second stage by slides of validation cases" in out
-
-
-def test_it_begins_with_what_learned_from_photographs(fields, model_folder, tmp_path):
-    model, start = first_stage(model_folder, tmp_path / "first"), tmp_path / "model.safetensors"
-    torch.manual_seed(0)
-    own = Pretrained().body.state_dict()
-    save_file({name: own[layer].contiguous() for layer, name in imagenet_names().items()}, start)
-    words = ("verify", fields, "--annotations", fields, "--model", model, "--case-pattern", "^[A-D]", "--start", start)
-    words += SET + ("--set", "verifier.steps=1", "--set", "verifier.efficientnet_learning_rate=1e-9")
-    code, out, err = run(*words, "--out", tmp_path / "plain")
-    assert (code, out) == (1, "")
-    assert "nothing in verifier.networks begins with weights. Leave --start out, or add efficientnet." in err
-    assert not (tmp_path / "plain").exists()
-    code, _, _ = run(*words, "--out", tmp_path / "both", "--set", "verifier.networks=[efficientnet]")
-    assert code == 0
-    _, card = load_model(tmp_path / "both")
-    assert card.verifier.training["start_sha256"] == sha256(start)
-    (member,) = load_verifier(tmp_path / "both", card).members
-    torch.testing.assert_close(member.body.stages[4][2].project.weight, own["stages.4.2.project.weight"])
-    assert run("count", fields / "D01.png", "--model", tmp_path / "both", "--out", tmp_path / "counted")[0] == 0
 
 
 def test_it_explains_itself_without_torch():

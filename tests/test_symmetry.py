@@ -9,22 +9,22 @@ from mitosis.config import load_config
 from mitosis.errors import ConfigError
 from mitosis.sections import ORIENTATIONS
 from mitosis.symmetry import tie_orientations, untie_orientations
-from mitosis.verifier import Residual
+from mitosis.verifier import Classifier
 
 WIDTH, SIDE = 16, 32
 TIED = [name for name, n in ORIENTATIONS.items() if n > 1]
 
 
-def _tied(symmetry: str) -> Residual:
+def _tied(symmetry: str) -> Classifier:
     torch.manual_seed(3)
-    network = tie_orientations(Residual(WIDTH, SIDE), symmetry)
+    network = tie_orientations(Classifier(WIDTH, SIDE), symmetry)
     for _ in range(3):  # statistics of batch normalisation that say something
         network(torch.rand(8, 3, SIDE, SIDE))
     return network.eval()
 
 
-def _plain(network: Residual, symmetry: str) -> Residual:
-    return untie_orientations(network, Residual(WIDTH, SIDE), symmetry)
+def _plain(network: Classifier, symmetry: str) -> Classifier:
+    return untie_orientations(network, Classifier(WIDTH, SIDE), symmetry)
 
 
 def _oriented(images: torch.Tensor, number: int) -> torch.Tensor:
@@ -54,14 +54,16 @@ def test_channels_of_a_set_show_the_same_of_each_orientation(symmetry):
 def test_a_plain_network_gets_the_same_answers(symmetry):
     network, images = _tied(symmetry), torch.rand(4, 3, SIDE, SIDE)
     plain = _plain(network, symmetry)
-    assert plain.state_dict().keys() == Residual(WIDTH, SIDE).state_dict().keys()
+    assert plain.state_dict().keys() == Classifier(WIDTH, SIDE).state_dict().keys()
     with torch.no_grad():  # statistics of a set are almost the same before they are made so
         torch.testing.assert_close(plain(images), network(images), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("symmetry", TIED)
 def test_fewer_weights_are_learned(symmetry):
-    tied, plain = (sum(weights.numel() for weights in each.parameters()) for each in (_tied(symmetry), Residual(WIDTH)))
+    tied, plain = (
+        sum(weights.numel() for weights in each.parameters()) for each in (_tied(symmetry), Classifier(WIDTH))
+    )
     assert plain / ORIENTATIONS[symmetry] <= tied < 1.01 * plain / ORIENTATIONS[symmetry]
 
 
@@ -80,7 +82,7 @@ def test_weights_stay_tied_while_they_are_learned(symmetry):
 
 @pytest.mark.parametrize("symmetry", TIED)
 def test_a_feature_is_dropped_in_all_orientations_or_in_none(symmetry):
-    network = tie_orientations(Residual(WIDTH, SIDE), symmetry).train()
+    network = tie_orientations(Classifier(WIDTH, SIDE), symmetry).train()
     kept = network.dropout(torch.ones(64, 4 * WIDTH)).unflatten(1, (-1, ORIENTATIONS[symmetry])).count_nonzero(dim=2)
     assert set(kept.flatten().tolist()) == {0, ORIENTATIONS[symmetry]}
     assert 0.7 < float(kept.bool().float().mean()) < 0.9

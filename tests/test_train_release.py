@@ -47,7 +47,6 @@ QUICK = (
     "verifier.gate_width=8",
     "verifier.crop=32",
     "verifier.steps=2",
-    "verifier.efficientnet_steps=2",
     "verifier.score_floor=0.001",
     "verifier.batch_size=8",
     "verifier.max_per_slide=20",

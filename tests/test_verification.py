@@ -25,7 +25,7 @@ from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
 from mitosis.looks import score_crops
 from mitosis.verification import train_verifier, verify
-from mitosis.verifier import N_CLASSES, Residual, Verifier
+from mitosis.verifier import N_CLASSES, Classifier, Verifier
 
 
 def test_it_learns_to_tell_round_from_square(learned):
@@ -90,7 +90,7 @@ def test_the_loss_is_the_mean_of_what_is_said_for_all_domains_and_for_each():
 
 
 def test_what_counts_is_the_mean_of_all_layers_but_that_of_auxiliary_domains():
-    network = Residual(2)
+    network = Classifier(2)
     network.last = torch.nn.Linear(8, 4 * N_CLASSES)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from conftest import draw_field
 
 from mitosis.config import VerifierConfig
 from mitosis.engines import to_input
-from mitosis.verifier import Residual, SpatialTransformer, Verifier
+from mitosis.verifier import Classifier, SpatialTransformer, Verifier
 
 
 def crops(n=4, side=64):
@@ -35,7 +35,7 @@ def test_it_is_small_and_gives_a_logit_a_class():
 @pytest.mark.parametrize("side", [16, 32, 64, 72])
 @pytest.mark.parametrize("transformer", [False, True])
 def test_crops_of_other_sizes_fit(side, transformer):
-    network = Residual(2, side, transformer).eval()
+    network = Classifier(2, side, transformer).eval()
     assert torch.isfinite(network(crops(2, side))).all()
 
 
@@ -44,7 +44,7 @@ def test_the_transformer_begins_as_the_identity():
     turned = SpatialTransformer(64)(images)
     assert torch.allclose(turned, images, atol=1e-5)
     torch.manual_seed(0)
-    plain, moved = Residual(4).eval(), Residual(4, transformer=True).eval()
+    plain, moved = Classifier(4).eval(), Classifier(4, transformer=True).eval()
     moved.load_state_dict(plain.state_dict(), strict=False)
     assert torch.allclose(moved(images), plain(images), atol=1e-4)
 
@@ -76,14 +76,14 @@ def test_scaling_looks_at_more_or_less():
 
 
 def test_the_transformer_learns():
-    network = Residual(2, transformer=True).train()
+    network = Classifier(2, transformer=True).train()
     network(crops()).sum().backward()
     assert network.transformer.head.bias.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("transformer", [False, True])
 def test_bfloat16_leaves_the_places_exact(transformer):
-    network = Verifier([Residual(2, transformer=transformer)]).eval()
+    network = Verifier(2, transformer=transformer).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         low = network(crops()).float()
     assert torch.allclose(low, network(crops()), atol=0.05)
@@ -92,7 +92,7 @@ def test_bfloat16_leaves_the_places_exact(transformer):
 @pytest.mark.parametrize("transformer", [False, True])
 def test_a_crop_gets_the_same_in_any_batch(transformer):
     torch.manual_seed(1)
-    network = Verifier([Residual(4, transformer=transformer)])
+    network = Verifier(4, transformer=transformer)
     images = crops(6)
     for _ in range(30):  # the statistics of batch normalisation come near those of the crops
         network(images)
@@ -105,10 +105,10 @@ def test_a_crop_gets_the_same_in_any_batch(transformer):
 
 def test_several_are_asked_for_the_geometric_mean_of_their_probabilities():
     torch.manual_seed(0)
-    together = Verifier(Residual(4) for _ in range(3)).eval()
+    together = Verifier(4, members=3).eval()
     images = crops(2)
     each = torch.stack([member(images).softmax(dim=1) for member in together.members])
     expected = each.prod(dim=0) ** (1 / 3)
     assert torch.allclose(together(images).softmax(dim=1), expected / expected.sum(dim=1, keepdim=True), atol=1e-6)
     assert each.std(dim=0).max() > 1e-3  # they are different networks
-    assert n_parameters(together) == 3 * n_parameters(Residual(4))
+    assert n_parameters(together) == 3 * n_parameters(Verifier(4))

@@ -24,14 +24,6 @@ def verify(
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
     domain: Domain = "",
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--start",
-            help="Weights that efficientnet in verifier.networks begins with: model.safetensors of timm's "
-            "tf_efficientnet_lite0, which learned on ImageNet.",
-        ),
-    ] = None,
     config: ConfigFile = None,
     settings: Set = None,
 ) -> None:
@@ -44,7 +36,6 @@ def verify(
     """
     from mitosis.cohort import find_sources
     from mitosis.config import load_config
-    from mitosis.efficientnet import EfficientNet
     from mitosis.errors import ConfigError
     from mitosis.models import find_model
     from mitosis.second_stage import add_second_stage
@@ -52,12 +43,6 @@ def verify(
     chosen = load_config(config, tuple(settings or ()))
     if (out / "model.json").exists():
         raise ConfigError(f"{out}: holds a model already. Choose another --out.")
-    if start:  # what does not fit is refused before slides are looked at
-        if "efficientnet" not in chosen.verifier.networks:
-            raise ConfigError(
-                f"{start}: nothing in verifier.networks begins with weights. Leave --start out, or add efficientnet."
-            )
-        EfficientNet().load_imagenet(start)
     sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
     first = find_model(model)
     candidates = _collect(sources, first, out / "candidates", chosen)
@@ -65,13 +50,12 @@ def verify(
     from rich.progress import Progress
 
     with Progress(transient=True) as progress:
-        task = progress.add_task("second stage", total=chosen.verifier.all_steps)
+        task = progress.add_task("second stage", total=chosen.verifier.steps * chosen.verifier.members)
         card = add_second_stage(
             first,
             candidates,
             out,
             chosen,
-            start=start,
             on_step=lambda name, step, _: progress.update(task, description=name, completed=step),
         )
     if card.verifier is not None:
