@@ -32,8 +32,8 @@ class CandidateBatch(NamedTuple):
     Attributes
     ----------
     images : uint8 [B, side, side, 3]
-    labels : int64 [B]
-        Places in `CLASSES`.
+    labels : int64 [B] or float32 [B, 3]
+        Places in `CLASSES`, or the probability of each of them that is to be learned.
     heads : int64 [B]
         The last layers that learn from their domains alone, by `head_of`; -1, that for all, where there is none.
     """
@@ -56,8 +56,16 @@ def head_of(candidates: CandidateSet, settings: VerifierConfig) -> dict[str, int
     return {name: number for number, name in enumerate(names)} | dict.fromkeys(settings.auxiliary_domains, len(names))
 
 
-def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Iterator[CandidateBatch]:
+def candidate_batches(
+    candidates: CandidateSet, settings: VerifierConfig, taught: NDArray[np.float32] | None = None
+) -> Iterator[CandidateBatch]:
     """What each step is shown, made ahead of it as in `load_batches`.
+
+    Parameters
+    ----------
+    taught : float32 [N, 3] or None
+        Probabilities of the classes of each candidate, to be learned in place of its label and by one layer alone; how
+        often it is shown still goes by the label.
 
     Raises
     ------
@@ -76,7 +84,7 @@ def candidate_batches(candidates: CandidateSet, settings: VerifierConfig) -> Ite
         own = settings.model_copy(update={"batch_size": size})
         orders.append(draws(pools, own, domains if settings.balance_domains else None))
     order = [list(itertools.chain(*some)) for some in zip(*orders, strict=True)]
-    loaded = load_batches(_Shown(candidates, settings), order, settings.workers)
+    loaded = load_batches(_Shown(candidates, settings, taught), order, settings.workers)
     return (CandidateBatch(*parts) for parts in loaded)
 
 
@@ -100,16 +108,20 @@ def _domains(candidates: CandidateSet) -> NDArray[np.str_]:
 
 
 @dataclass(frozen=True)
-class _Shown(Dataset[tuple[Tensor, int, int]]):
+class _Shown(Dataset[tuple[Tensor, int | Tensor, int]]):
     """Candidates as they are shown, asked for by (row, how often it was shown before): parts of a `CandidateBatch`."""
 
     candidates: CandidateSet
     settings: VerifierConfig
+    taught: NDArray[np.float32] | None
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, int | Tensor, int]:
+        image = torch.from_numpy(self._item(*draw))
+        if self.taught is not None:
+            return image, torch.from_numpy(self.taught[draw[0]]), -1
         candidate = self.candidates.candidates[draw[0]]
         head = self._head_of.get(self.candidates.slides[candidate.slide_id].domain, -1)
-        return torch.from_numpy(self._item(*draw)), CLASSES.index(candidate.label), head
+        return image, CLASSES.index(candidate.label), head
 
     def _item(self, row: int, time: int) -> NDArray[np.uint8]:
         """A crop as the network sees it; what it is depends on (seed, row, time) alone."""

@@ -25,7 +25,7 @@ from mitosis.ranking import DetectionCurve, SlideScores
 from mitosis.runtime import versions
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration, fit_calibration
 from mitosis.splits import TRAIN, VAL
-from mitosis.verification import train_verifier
+from mitosis.verification import probabilities, train_verifier
 from mitosis.verifier import Verifier, gate_settings
 
 __all__ = ["add_second_stage", "folds_of", "train_gate"]
@@ -126,20 +126,22 @@ class _Rescored(NamedTuple):
 
 def _train(candidates: CandidateSet, config: Config, mpp: float, name: str, on_step: OnStep) -> _Trained:
     second = train_verifier(candidates, config.verifier, lambda step, loss: on_step(name, step, loss))
-    return _Trained(
-        second, train_gate(candidates, config, mpp, lambda step, loss: on_step(f"gate of {name}", step, loss))
-    )
+    gate = None
+    if config.verifier.gate_width:
+        gate = train_gate(candidates, second, config, mpp, lambda step, loss: on_step(f"gate of {name}", step, loss))
+    return _Trained(second, gate)
 
 
 def train_gate(
     candidates: CandidateSet,
+    second: Verifier,
     config: Config,
     mpp: float,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
-) -> Verifier | None:
-    """Train the candidate gate that the settings ask for, if they do, at the first stage's `mpp`."""
-    settings = gate_settings(config.verifier, mpp)
-    return train_verifier(_at(candidates, config, mpp), settings, on_step) if config.verifier.gate_width else None
+) -> Verifier:
+    """Train a candidate gate, at the first stage's `mpp`, to say what the second stage says."""
+    taught = probabilities(second, candidates, config.verifier)
+    return train_verifier(_at(candidates, config, mpp), gate_settings(config.verifier, mpp), on_step, taught=taught)
 
 
 def _at(candidates: CandidateSet, config: Config, mpp: float) -> CandidateSet:

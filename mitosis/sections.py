@@ -166,7 +166,9 @@ class VerifierConfig(JitterConfig):
     """Score by the first member, combined and not calibrated, from which on a candidate is shown to the others and in
     further views; 0: each is."""
     gate_width: Annotated[int, Field(ge=0, le=128)] = 0
-    """Channels of a candidate gate (`mitosis.gate`), which learns as the second stage does; 0: there is none."""
+    """Channels of a candidate gate (`mitosis.gate`), which learns what the second stage says; 0: there is none."""
+    gate_symmetry: Literal["none", "p4", "p4m"] = "none"
+    """`symmetry` of the gate."""
     gate_from: Fraction = 0.05
     """Probability of a figure by the gate from which on a candidate is shown to the second stage."""
     steps: Count = 600
@@ -223,10 +225,10 @@ class VerifierConfig(JitterConfig):
 
     @model_validator(mode="after")
     def _channels_stand_in_sets(self) -> Self:
-        n = ORIENTATIONS[self.symmetry]
-        for name, width in (("width", self.width), ("gate_width", self.gate_width)):
-            if width % n:
-                raise ValueError(f"{name} ({width}) must be a multiple of {n} for symmetry {self.symmetry}")
+        for of in ("", "gate_"):
+            width, symmetry = getattr(self, f"{of}width"), getattr(self, f"{of}symmetry")
+            if width % (n := ORIENTATIONS[symmetry]):
+                raise ValueError(f"{of}width ({width}) must be a multiple of {n} for {of}symmetry {symmetry}")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,7 +27,7 @@ from mitosis.symmetry import tie_orientations, untie_orientations
 from mitosis.threads import in_threads
 from mitosis.verifier import N_CLASSES, Classifier, Verifier
 
-__all__ = ["train_verifier", "verify"]
+__all__ = ["probabilities", "train_verifier", "verify"]
 
 _READERS = 4  # threads that read crops where a GPU is so fast that it waits for them
 _WARMUP = 0.05
@@ -91,13 +92,20 @@ def train_verifier(
     candidates: CandidateSet,
     settings: VerifierConfig,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+    *,
+    taught: NDArray[np.float32] | None = None,
 ) -> Verifier:
     """Train each member on candidates, with a seed of its own; gives the moving averages of their weights.
 
     Parameters
     ----------
+    candidates : CandidateSet
+        With crops at the µm/px of the settings.
     on_step : callable
         Told (step, loss) after each step; the steps of the members are counted on.
+    taught : float32 [N, 3] or None
+        Probabilities of the classes of each candidate, as another network sees them (`probabilities`), to be learned in
+        place of the labels: distillation, Hinton et al., arXiv 1503.02531.
 
     Raises
     ------
@@ -109,7 +117,8 @@ def train_verifier(
     verifier = Verifier.from_config(settings).eval()
     for number in range(settings.members):
         own = settings.model_copy(update={"seed": settings.seed + number})
-        verifier.members[number] = _train_member(candidates, own, partial(_count_on, on_step, number * settings.steps))
+        told = partial(_count_on, on_step, number * settings.steps)
+        verifier.members[number] = _train_member(candidates, own, told, taught)
     return verifier
 
 
@@ -118,12 +127,15 @@ def _count_on(on_step: Callable[[int, float], None], done: int, step: int, loss:
 
 
 def _train_member(
-    candidates: CandidateSet, settings: VerifierConfig, on_step: Callable[[int, float], None]
+    candidates: CandidateSet,
+    settings: VerifierConfig,
+    on_step: Callable[[int, float], None],
+    taught: NDArray[np.float32] | None,
 ) -> Classifier:
-    batches, device = candidate_batches(candidates, settings), choose_device()
+    batches, device = candidate_batches(candidates, settings, taught), choose_device()
     torch.manual_seed(settings.seed)
     plain = Classifier(settings.width, settings.crop, settings.transformer)
-    if settings.auxiliary_domains:
+    if settings.auxiliary_domains and taught is None:
         n_heads = 2 + max(head_of(candidates, settings).values())
         plain.last = nn.Linear(plain.last.in_features, n_heads * N_CLASSES)
     plain = plain.to(device)
@@ -167,13 +179,26 @@ def _keep_heads(network: Classifier) -> Classifier:
 def _rebalance(network: Classifier, candidates: CandidateSet, settings: VerifierConfig) -> None:
     """Learn the last layer anew on the features of all labelled candidates, as they are, filled up by SMOTE."""
     rows = [candidate for candidate in candidates.candidates if candidate.label in CLASSES]
-    device, features = _device(network), []
-    for start in range(0, len(rows), BATCH):
-        crops = np.stack([candidates.crop(row) for row in rows[start : start + BATCH]])
-        images = torch.from_numpy(np.ascontiguousarray(centre(crops, settings.crop)))
-        features.append(network.features(to_input(images.to(device))).cpu().numpy())
-    refit_head(network.last.cpu(), np.concatenate(features), [CLASSES.index(row.label) for row in rows], settings.seed)
+    device = _device(network)
+    batches = _batches_of(replace(candidates, candidates=tuple(rows)), settings, device)
+    features = np.concatenate([network.features(images).cpu().numpy() for images in batches])
+    refit_head(network.last.cpu(), features, [CLASSES.index(row.label) for row in rows], settings.seed)
     network.to(device)
+
+
+@torch.no_grad()
+def probabilities(network: Verifier, candidates: CandidateSet, settings: VerifierConfig) -> NDArray[np.float32]:
+    """Probabilities of the classes of each candidate as a network that was trained by `settings` sees it, [N, 3]."""
+    batches = _batches_of(candidates, settings, _device(network))
+    return np.concatenate([network(images).softmax(dim=1).cpu().numpy() for images in batches])
+
+
+def _batches_of(candidates: CandidateSet, settings: VerifierConfig, device: torch.device) -> Iterator[Tensor]:
+    """All candidates as they are, float32 [B, 3, side, side]."""
+    rows = candidates.candidates
+    for start in range(0, len(rows), BATCH):
+        crops = centre(np.stack([candidates.crop(row) for row in rows[start : start + BATCH]]), settings.crop)
+        yield to_input(torch.from_numpy(np.ascontiguousarray(crops)).to(device))
 
 
 def _device(network: nn.Module) -> torch.device:

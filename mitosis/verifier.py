@@ -185,6 +185,7 @@ def gate_settings(settings: VerifierConfig, mpp: float) -> VerifierConfig:
         "crop": max(16, round(settings.crop * ratio / 8) * 8),
         "shift": round(settings.shift * ratio),
         "width": settings.gate_width,
+        "symmetry": settings.gate_symmetry,
         "transformer": False,
         "members": 1,
         "gate_width": 0,

@@ -103,6 +103,18 @@ def test_auxiliary_domains_have_their_share_of_a_batch_and_a_last_layer_of_their
     assert all((batch.heads == -1).all() for batch in batches)
 
 
+def test_probabilities_that_are_taught_stand_in_for_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "augment", lambda image, mask, *_: (image, mask))
+    candidates = with_domains(candidate_set(tmp_path), "a", "b", "b")
+    rows = {candidates.crop(row)[8:40, 8:40].tobytes(): n for n, row in enumerate(candidates.candidates)}
+    taught = np.random.default_rng(0).dirichlet((1, 1, 1), len(rows)).astype(np.float32)
+    settings = verifier_settings(auxiliary_domains=("b",), shift=0, steps=4)
+    for images, labels, heads in candidate_batches(candidates, settings, taught):
+        expected = taught[[rows[image.tobytes()] for image in images.numpy()]]
+        np.testing.assert_array_equal(labels.numpy(), expected)
+        assert (heads == -1).all()
+
+
 def test_each_domain_with_figures_has_a_last_layer_and_auxiliary_ones_share_another(tmp_path):
     candidates = with_domains(candidate_set(tmp_path, seeds=(1, 2, 3, 4)), "z", "a", "c", "b")
     settings = verifier_settings(auxiliary_domains=("c", "other"))

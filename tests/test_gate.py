@@ -113,9 +113,10 @@ def test_every_engine_drops_the_same(made, engine):
 
 
 def test_the_settings_of_a_gate_are_those_of_the_same_tissue_at_the_first_stages_resolution():
-    second = VerifierConfig(width=32, mpp=0.25, crop=64, shift=5, members=2, gate_width=16, transformer=True)
+    of_second = {"width": 32, "mpp": 0.25, "crop": 64, "shift": 5, "members": 2, "symmetry": "p4m", "transformer": True}
+    second = VerifierConfig.model_validate({**of_second, "gate_width": 12, "gate_symmetry": "p4"})
     gate = gate_settings(second, 0.5)
-    assert (gate.width, gate.mpp, gate.crop, gate.shift, gate.members) == (16, 0.5, 32, 2, 1)
+    assert (gate.width, gate.symmetry, gate.mpp, gate.crop, gate.shift, gate.members) == (12, "p4", 0.5, 32, 2, 1)
     assert (gate.transformer, gate.gate_width, gate.steps) == (False, 0, second.steps)
     assert gate_settings(second, 4.0).crop == 16
     assert len(CLASSES) == Verifier.from_config(gate)(torch.zeros(1, 3, 32, 32)).shape[1]

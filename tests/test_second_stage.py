@@ -178,10 +178,10 @@ def test_final_scores_are_calibrated_unless_told_not_to(fields, made, tmp_path):
 
 
 @pytest.mark.parametrize("val", [("C",), ()])
-def test_a_gate_learns_beside_the_second_stage_and_thresholds_are_chosen_on_what_it_lets_through(
+def test_a_gate_learns_from_the_second_stage_and_thresholds_are_chosen_on_what_it_lets_through(
     fields, model_folder, tmp_path, val
 ):
-    settings = {"gate_width": 4, "gate_from": 0.2}
+    settings = {"gate_width": 4, "gate_from": 0.2, "steps": 100}
     config = CONFIG.model_copy(update={"verifier": CONFIG.verifier.model_copy(update=settings)})
     model, told = first_stage(model_folder, tmp_path / "first", val=val), []
     candidates = collect(fields, model, tmp_path / "candidates", config=config)
@@ -197,7 +197,8 @@ def test_a_gate_learns_beside_the_second_stage_and_thresholds_are_chosen_on_what
     gate = load_gate(tmp_path / "both", card)
     quantize(gate, card.verifier.gate_int8_ranges)  # ready for a count in int8
     second = (tmp_path / "both" / "verifier.safetensors").read_bytes()
-    add_second_stage(model, candidates, tmp_path / "without", CONFIG)
+    ungated_config = CONFIG.model_copy(update={"verifier": config.verifier.model_copy(update={"gate_width": 0})})
+    add_second_stage(model, candidates, tmp_path / "without", ungated_config)
     assert (tmp_path / "without" / "verifier.safetensors").read_bytes() == second
     assert not (tmp_path / "without" / "gate.safetensors").exists()
 

@@ -92,4 +92,4 @@ def test_a_width_that_holds_no_whole_sets_is_refused():
     with pytest.raises(ConfigError, match=r"width \(6\) must be a multiple of 4"):
         load_config(None, ("verifier.symmetry=p4", "verifier.width=6"))
     with pytest.raises(ConfigError, match=r"gate_width \(6\) must be a multiple of 4"):
-        load_config(None, ("verifier.symmetry=p4", "verifier.gate_width=6"))
+        load_config(None, ("verifier.gate_symmetry=p4", "verifier.gate_width=6"))

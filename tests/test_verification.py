@@ -24,7 +24,7 @@ from mitosis.crops import FIGURE, LOOK_ALIKE, OTHER, UNCLEAR, CandidateSet, read
 from mitosis.detections import Detections
 from mitosis.errors import ModelError, PatchIndexError
 from mitosis.looks import score_crops
-from mitosis.verification import train_verifier, verify
+from mitosis.verification import probabilities, train_verifier, verify
 from mitosis.verifier import N_CLASSES, Classifier, Verifier
 
 
@@ -150,6 +150,36 @@ def test_each_member_learns_with_a_seed_of_its_own(tmp_path):
         assert all(
             torch.equal(a, b) for a, b in zip(member.state_dict().values(), alone.state_dict().values(), strict=True)
         )
+
+
+def test_it_learns_what_another_network_says_whatever_the_labels_are(tmp_path, learned):
+    candidates = candidate_set(tmp_path, labels=(OTHER, FIGURE))
+    taught = probabilities(learned, candidates, QUICK_VERIFIER)
+    network = train_verifier(candidates, verifier_settings(auxiliary_domains=()), taught=taught)
+    slide, places = spots_slide(9)
+    scores = score_crops(network, read_crops(slide, places, MPP, QUICK_VERIFIER.crop, None))
+    assert scores[:8].min() > scores[8:].max()
+
+
+def test_what_is_taught_is_learned_by_one_layer_for_all_domains(tmp_path):
+    here, there = (candidate_set(tmp_path / name, seeds=seeds) for name, seeds in (("a", (1, 2)), ("b", (3, 4))))
+    both = CandidateSet.join(with_domain(here, "a"), with_domain(there, "b"))
+    settings = verifier_settings(auxiliary_domains=("b",), steps=2)
+    taught = np.full((len(both.candidates), N_CLASSES), 1 / N_CLASSES, np.float32)
+    losses = []
+    network = train_verifier(both, settings, lambda _, loss: losses.append(loss), taught=taught)
+    assert network.members[0].last.out_features == N_CLASSES
+    assert losses[0] >= np.log(N_CLASSES) - 1e-3  # no cross-entropy with that is less
+
+
+def test_probabilities_are_those_of_each_candidate_in_its_order(tmp_path, learned):
+    candidates = candidate_set(tmp_path)
+    crops = np.stack([candidates.crop(row)[8:40, 8:40] for row in candidates.candidates])
+    said = probabilities(learned, candidates, QUICK_VERIFIER)
+    np.testing.assert_allclose(said.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(said[:, 1], score_crops(learned, crops), atol=1e-5)
+    shuffled = replace(candidates, candidates=candidates.candidates[::-1])
+    np.testing.assert_allclose(probabilities(learned, shuffled, QUICK_VERIFIER), said[::-1], atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_network_and_another_another(tmp_path):
