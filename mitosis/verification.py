@@ -151,7 +151,7 @@ def _train_member(
             logits = network(to_input(images))
         on_step(step, descent.step(step, _loss(logits.float(), labels, heads)))
     average = _keep_heads(untie_orientations(descent.average, plain, settings.symmetry))
-    if settings.smote:
+    if settings.smote and taught is None:
         _rebalance(average, candidates, settings)
     return average
 

@@ -155,7 +155,7 @@ def test_each_member_learns_with_a_seed_of_its_own(tmp_path):
 def test_it_learns_what_another_network_says_whatever_the_labels_are(tmp_path, learned):
     candidates = candidate_set(tmp_path, labels=(OTHER, FIGURE))
     taught = probabilities(learned, candidates, QUICK_VERIFIER)
-    network = train_verifier(candidates, verifier_settings(auxiliary_domains=()), taught=taught)
+    network = train_verifier(candidates, verifier_settings(smote=True), taught=taught)
     slide, places = spots_slide(9)
     scores = score_crops(network, read_crops(slide, places, MPP, QUICK_VERIFIER.crop, None))
     assert scores[:8].min() > scores[8:].max()
