@@ -2,9 +2,10 @@
 
 Most candidates of a first stage are told from figures by a glance. The gate takes it at the pixels that the first stage
 has in memory, at its µm/px, so it costs a small part of what the second stage does, which reads each square anew. What
-it lets through is not changed by it. It learns what the second stage says of candidates, not what they are marked as
-(`mitosis.second_stage.train_gate`): so it loses fewer of those that the second stage would count, and drops more of
-the others.
+it lets through keeps its score, but that what was dropped is no part of a crowd (`mitosis.crowding`).
+
+It learns what the second stage says of candidates, not what they are marked as (`mitosis.second_stage.train_gate`): so
+it loses fewer of those that the second stage would count, and drops more of the others.
 """
 
 from dataclasses import dataclass
