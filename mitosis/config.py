@@ -64,8 +64,8 @@ class CountConfig(Section):
     engine: str = "auto"
     """What runs the networks: a key of `mitosis.engines.ENGINES`, or `auto`, the fastest that is installed here."""
     precision: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """Of 3,676 candidates that models of the shipped recipe count in float32, on left-out cases and crops, 3,659 stay
-    in bfloat16 and 18 come, for two thirds of the time; in int8 3,631 and 20, for three fifths. float16 is for GPUs
+    """Of 3,685 candidates that models of the shipped recipe count in float32, on left-out cases and crops, 3,672 stay
+    in bfloat16 and 24 come, for two thirds of the time; in int8 3,644 and 29, for three fifths. float16 is for GPUs
     only, int8 for OpenVINO on processors with VNNI instructions."""
     views: Literal[1, 4, 8] = 1
     """Turned (4) and mirrored (8) views of each tile whose mean is taken; each costs a run of the network."""
