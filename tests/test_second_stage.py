@@ -12,7 +12,17 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import FIGURE as DARK
-from conftest import MPP, contents, draw_field, random_places, save_marks, save_network, save_slide
+from conftest import (
+    MPP,
+    candidate_set,
+    contents,
+    draw_field,
+    random_places,
+    save_marks,
+    save_network,
+    save_slide,
+    verifier_settings,
+)
 
 from mitosis.candidates import collect_candidates
 from mitosis.checkpoints import load_gate, load_model, load_verifier, save_model
@@ -25,11 +35,12 @@ from mitosis.evaluation import choose_threshold
 from mitosis.inference import Model, count_slide
 from mitosis.quantization import quantize
 from mitosis.score_calibration import UNCALIBRATED
-from mitosis.second_stage import add_second_stage, folds_of
+from mitosis.second_stage import add_second_stage, folds_of, train_gate
 from mitosis.slides import open_slide
 from mitosis.stain import measure_stain
 from mitosis.tissue import find_tissue
-from mitosis.verification import verify
+from mitosis.verification import probabilities, train_verifier, verify
+from mitosis.verifier import gate_settings
 
 QUICK = {"width": 4, "crop": 32, "mpp": MPP, "steps": 40, "batch_size": 16, "augment": 0.2, "shift": 2}
 CONFIG = Config.model_validate({"verifier": {**QUICK, "learning_rate": 0.01, "folds": 2}})
@@ -201,6 +212,16 @@ def test_a_gate_learns_from_the_second_stage_and_thresholds_are_chosen_on_what_i
     add_second_stage(model, candidates, tmp_path / "without", ungated_config)
     assert (tmp_path / "without" / "verifier.safetensors").read_bytes() == second
     assert not (tmp_path / "without" / "gate.safetensors").exists()
+
+
+def test_a_gate_learns_what_the_second_stage_says_not_what_candidates_are_marked_as(tmp_path):
+    config = Config(verifier=verifier_settings(gate_width=8))
+    second = train_verifier(candidate_set(tmp_path / "told", labels=("other", "mitotic figure")), config.verifier)
+    marked = candidate_set(tmp_path / "marked")
+    gate = train_gate(marked, second, config, MPP)
+    said = probabilities(gate, marked, gate_settings(config.verifier, MPP))[:, 1]
+    figures = np.array([candidate.label == "mitotic figure" for candidate in marked.candidates])
+    assert said[figures].max() < said[~figures].min()
 
 
 def test_what_a_gate_drops_counts_neither_in_thresholds_nor_in_what_is_reported(fields, model_folder, tmp_path):
