@@ -171,8 +171,8 @@ class Fold:
                 self._train_second(self._train_first("scout-", 2 * width, seen), seen, scouted)
             with_first_stage(scouted, first, both)
         self._predict(first)
-        self._predict(both)
         self._predict(both, gate=False)
+        self._predict(both)  # the last: by this file other commands know that the fold is done
 
     def _train_first(self, prefix: str, width: int, seen: Sequence[SlideSource]) -> Path:
         """A first stage, which goes on learning with its false positives if it is to be so."""
@@ -331,13 +331,13 @@ def ship(release: Path, patches: PatchIndex, config: Config, folds: Sequence[str
 
 def _further(release: Path) -> dict[str, Any]:
     """What else was asked of the recipe, as far as it was: other folds, other networks, and what each part is worth."""
-    folds = {"fields_of_known_cases": WITHIN, **{f"learned_from_{name}_alone": (fold,) for name, fold in FROM.items()}}
-    slides = {name: read_stage(release, "both", chosen) for name, chosen in folds.items()}
+    asked = {"fields_of_known_cases": WITHIN, **{f"learned_from_{name}_alone": (fold,) for name, fold in FROM.items()}}
+    folds = {name: some for name, some in asked.items() if all((release / one / "both.json").exists() for one in some)}
     tables = {
         "networks_tried": release / "networks" / "networks.csv",
         "first_stage_ablation": release / "ablation" / "comparison.csv",
     }
-    return {name: Quality.of(some, folds[name]).to_dict() for name, some in slides.items() if some} | {
+    return {name: Quality.of(read_stage(release, "both", some), some).to_dict() for name, some in folds.items()} | {
         name: _rows(path) for name, path in tables.items() if path.exists()
     }
 

@@ -24,7 +24,7 @@ from mitosis.config import VerifierConfig
 from mitosis.crops import FIGURE, OTHER, CandidateSet
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError, OutputError
-from mitosis.files import sha256, sole_writer, write_json
+from mitosis.files import make_folder, sha256, sole_writer, write_json, write_text
 from mitosis.inference import Model, count_slide
 from mitosis.ranking import SlideScores
 from mitosis.score_calibration import UNCALIBRATED
@@ -195,6 +195,15 @@ def test_the_card_tells_what_else_was_asked(released: Path) -> None:
     assert found["networks_tried"] == [{"network": "width 8", "f1": 0.4123}]
     assert not {"fields_of_known_cases", "learned_from_hamamatsu_alone", "first_stage_ablation"} & set(found)
     assert (released / "default" / "networks.png").read_text() == "png"
+
+
+@pytest.mark.slow
+def test_the_card_waits_for_the_folds_that_another_command_is_still_busy_with(released: Path, tmp_path: Path) -> None:
+    fold = released / "from-aperio"
+    assert fold.joinpath("both.json").stat().st_mtime_ns > fold.joinpath("both-ungated.json").stat().st_mtime_ns
+    for part in range(4):
+        write_text(make_folder(tmp_path / f"within-{part}") / "both.json", (fold / "both.json").read_text())
+    assert train_release._further(tmp_path) == {}
 
 
 @pytest.mark.slow
