@@ -1,17 +1,23 @@
 """The slides of a run: paths, folders or a manifest become a list of sources."""
 
-import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from glob import has_magic
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from mitosis.annotations import names_its_slides
+from mitosis.annotations.text import csv_rows, read_text
 from mitosis.errors import AnnotationError, ConfigError, SlideError, SlideNotFoundError
 from mitosis.slides import is_slide
 
 __all__ = ["SlideSource", "case_of", "find_sources", "read_manifest"]
+
+_COLUMNS = ("slide", "case", "domain", "mpp", "annotations", "roi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +75,15 @@ def find_sources(
     SlideError
         Two slides have one name, or one has none.
     AnnotationError
-        `annotations` does not exist.
+        `annotations` does not exist, or is one file of one slide's marks for several slides.
     ConfigError
         The pattern is no regular expression, or a slide's name does not match it.
     """
     files = [file for path in paths for file in _slides_at(path)]
-    _check_marks(annotations)
     sources = [
-        SlideSource(file, file.stem, case_of(file.stem, case_pattern), domain, mpp, annotations)
-        for file in sorted(files, key=lambda file: file.stem)
+        SlideSource(file, file.stem, case_of(file.stem, case_pattern), domain, mpp, annotations) for file in files
     ]
-    _check_names(sources)
-    return sources
+    return _checked(sources)
 
 
 def case_of(slide_id: str, case_pattern: str | None) -> str:
@@ -89,7 +92,7 @@ def case_of(slide_id: str, case_pattern: str | None) -> str:
     Raises
     ------
     ConfigError
-        The pattern is no regular expression, or the slide's name does not match it.
+        The pattern is no regular expression, or finds nothing in the slide's name.
     """
     if case_pattern is None:
         return slide_id
@@ -97,52 +100,77 @@ def case_of(slide_id: str, case_pattern: str | None) -> str:
         found = re.search(case_pattern, slide_id)
     except re.error as error:
         raise ConfigError(f"--case-pattern {case_pattern}: not a regular expression ({error})") from error
-    if not found:
+    # of alternatives, (A..)|(B..), only one group takes part
+    case = "" if found is None else next(filter(None, found.groups()), "") if found.re.groups else found[0]
+    if not case:
         raise ConfigError(f"--case-pattern {case_pattern}: finds nothing in the slide name {slide_id!r}")
-    return found[1] if found.re.groups else found[0]
+    return case
 
 
-def read_manifest(path: Path) -> list[SlideSource]:
+def read_manifest(
+    path: Path,
+    *,
+    case_pattern: str | None = None,
+    domain: str = "",
+    mpp: float | None = None,
+    annotations: Path | None = None,
+) -> list[SlideSource]:
     """Read a CSV with the column `slide` and, as wanted, `case`, `domain`, `mpp`, `annotations`, `roi`.
 
     Relative paths start at the manifest's folder. `roi` names a GeoJSON file of a region of interest: only in it is
-    anything counted.
+    anything counted. The options, those of `find_sources`, hold for rows that do not say it themselves. Capitals and
+    blanks round names and values do not matter, and other columns may be there.
 
     Raises
     ------
     ConfigError
-        The manifest has no such column, or a value cannot be read.
+        The manifest has no such column, or one that is spelled almost like one of these; or a value cannot be read.
     SlideError
         Two slides have one name, or one has none.
     AnnotationError
-        A file of marks or of a region does not exist.
+        A file of marks or of a region does not exist, or holds marks of one slide for several slides.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: not readable as a CSV manifest ({error})") from error
-    if not rows or "slide" not in rows[0]:
+        lines = list(csv_rows(read_text(path)))
+    except AnnotationError as error:
+        raise ConfigError(str(error)) from error
+    header = [name.lower() for name in lines[0][1]] if lines else []
+    if "slide" not in header or len(lines) < 2:
         raise ConfigError(f"{path}: a manifest needs a header with the column 'slide' and at least one row")
-    sources = sorted((_source(path, number, row) for number, row in enumerate(rows, 2)), key=lambda s: s.slide_id)
-    _check_names(sources)
-    return sources
+    _check_columns(path, header)
+    given = {"annotations": annotations, "mpp": mpp, "domain": domain}
+    sources = []
+    for number, fields in lines[1:]:
+        if len(fields) > len(header):
+            raise ConfigError(f"{path}, line {number}: more fields than columns. Put names with commas in quotes.")
+        row = dict(zip(header, fields, strict=False))
+        sources.append(_source(path, number, row, case_pattern, given))
+    return _checked(sources)
 
 
-def _source(manifest: Path, line: int, row: dict[str, str]) -> SlideSource:
-    if not row["slide"]:
+def _check_columns(manifest: Path, header: list[str]) -> None:
+    """A column that is not read because of its spelling would change what is learned or counted without a word."""
+    for name in header:
+        missing = [column for column in _COLUMNS if column not in header]
+        if name not in _COLUMNS and (meant := get_close_matches(name, missing, 1, 0.7)):
+            raise ConfigError(f"{manifest}: unknown column {name!r}. Write {meant[0]!r}, or delete it.")
+
+
+def _source(
+    manifest: Path, line: int, row: dict[str, str], case_pattern: str | None, given: dict[str, Any]
+) -> SlideSource:
+    if not row.get("slide"):
         raise ConfigError(f"{manifest}, line {line}: no slide in this row. Name one, or delete the row.")
     slide = manifest.parent / row["slide"]
     marks, region = (manifest.parent / row[name] if row.get(name) else None for name in ("annotations", "roi"))
-    _check_marks(marks)
     if region is not None and not region.is_file():
         raise AnnotationError(f"{manifest}, line {line}: {region}: no such file of a region of interest.")
     try:
-        mpp = float(row["mpp"]) if row.get("mpp") else None
+        mpp = float(row["mpp"]) if row.get("mpp") else given["mpp"]
     except ValueError as error:
         raise ConfigError(f"{manifest}, line {line}: mpp {row['mpp']!r} is not a number") from error
-    case = row.get("case") or slide.stem
-    return SlideSource(slide, slide.stem, case, row.get("domain") or "", mpp, marks, region)
+    case, domain = row.get("case") or case_of(slide.stem, case_pattern), row.get("domain") or given["domain"]
+    return SlideSource(slide, slide.stem, case, domain, mpp, marks or given["annotations"], region)
 
 
 def _slides_at(path: Path) -> list[Path]:
@@ -169,15 +197,31 @@ def _matching(pattern: Path) -> list[Path]:
     return files
 
 
-def _check_marks(annotations: Path | None) -> None:
-    if annotations is not None and not annotations.exists():
-        raise AnnotationError(f"{annotations}: no such file or folder of marks. Check the path.")
-
-
-def _check_names(sources: Sequence[SlideSource]) -> None:
+def _checked(sources: Sequence[SlideSource]) -> list[SlideSource]:
+    """Sorted by name; each name once, and each file of marks for as many slides as it tells apart."""
     for source in sources:
         if not source.slide_id.strip("."):  # it names folders of the output, and ".." would lead out of it
             raise SlideError(f"{source.path}: a file of no name but an ending. Rename it.")
-    for before, after in pairwise(sources):
+        if not _is_utf8(source.slide_id):
+            raise SlideError(f"{str(source.path)!a}: the bytes of this name are no UTF-8. Rename it.")
+    ordered = sorted(sources, key=lambda source: source.slide_id)
+    for before, after in pairwise(ordered):
         if before.slide_id == after.slide_id:
             raise SlideError(f"{before.path} and {after.path} have the same name. Rename one, or count them apart.")
+    for marks, n in Counter(source.annotations for source in ordered if source.annotations).items():
+        if not marks.exists():
+            raise AnnotationError(f"{marks}: no such file or folder of marks. Check the path.")
+        if n > 1 and marks.is_file() and not names_its_slides(marks):
+            raise AnnotationError(
+                f"{marks}: holds the marks of one slide, but {n} slides are given. Give a folder of such files, or add "
+                "a column slide."
+            )
+    return ordered
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from mitosis.annotations import AnnotationSet, find_annotations, load_annotations
 from mitosis.cohort import SlideSource
 from mitosis.config import Config, ExtractConfig, load_config, save_config
-from mitosis.errors import AnnotationError, MitosisError, PatchIndexError
+from mitosis.errors import AnnotationError, MitosisError, OutputError, PatchIndexError
 from mitosis.files import dump_json, make_folder, sha256, sole_writer, write_text
 from mitosis.patch_cutter import PatchCutter
 from mitosis.patches import Patch, PatchIndex
@@ -69,7 +70,7 @@ def extract_patches(
     PatchIndexError
         `out` holds patches that were cut with other settings.
     OutputError
-        `out` cannot be written to, or another command is writing there.
+        `out` cannot be written to, another command is writing there, or a worker died.
     """
     with sole_writer(out):
         _keep_settings(out, config)
@@ -87,17 +88,23 @@ def _run(sources: Sequence[SlideSource], out: Path, config: ExtractConfig, worke
     if n <= 1:
         yield from (_extract_slide(source, out, config, threads) for source in sources)
         return
-    with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_extract_slide, source, out, config, threads) for source in sources]
-        for future in as_completed(futures):
-            yield future.result()
+    try:
+        with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
+            futures = [pool.submit(_extract_slide, source, out, config, threads) for source in sources]
+            for future in as_completed(futures):
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise OutputError(
+            f"{out}: a worker was ended from outside, perhaps for want of memory. Run again with fewer --workers; "
+            "slides that are done stay done."
+        ) from error
 
 
 def _keep_settings(out: Path, config: ExtractConfig) -> None:
-    """Write the settings beside the patches, or refuse if other ones are there."""
+    """Write the settings beside the patches, or refuse if patches of other ones are there."""
     path = out / "settings.yaml"
     settings = Config(extract=config)
-    if path.exists():
+    if path.exists() and any((out / "slides").glob("*.json")):
         before = load_config(path).extract
         changed = [
             f"{name} {old} → {new}"

@@ -21,6 +21,7 @@ from mitosis.annotations import (
     AnnotationSet,
     Label,
     find_annotations,
+    label_mask,
     load_annotations,
     read_annotations,
     text,
@@ -28,7 +29,9 @@ from mitosis.annotations import (
 )
 from mitosis.annotations.annotation import label_of
 from mitosis.annotations.segments import join_segments, pixel_outlines
+from mitosis.annotations.text import read_head
 from mitosis.errors import AnnotationError
+from mitosis.slides import SLIDE_SUFFIXES
 
 FIGURE, LOOK_ALIKE = Label.MITOTIC_FIGURE, Label.NON_MITOTIC_FIGURE
 MPP = 0.25
@@ -371,6 +374,20 @@ def test_headerless_csv_of_single_points_is_points_not_one_pixel_figures(tmp_pat
     )
 
 
+def test_a_long_headerless_csv_of_points_is_no_pixel_list_wherever_its_head_is_cut(tmp_path: Path) -> None:
+    for n_digits in range(1, 13):  # five of the cuts are within a line's first number
+        file = write(tmp_path / f"{n_digits}.csv", f"1,{'2' * n_digits}\n" + "12345,67890\n" * 6000)
+        head = read_head(file)
+        assert next(name for name, reader in FORMATS.items() if reader.recognises(file, head)) == "atypia"
+
+
+@pytest.mark.parametrize("word", ["non-mitotic figure", "0.8x", "nan"])
+def test_words_in_a_headerless_csv_are_no_confidence(tmp_path: Path, word: str) -> None:
+    file = write(tmp_path / "a.csv", f"100,100,0.7\n200,210,{word}\n")
+    with pytest.raises(AnnotationError, match=rf"a\.csv, line 2: '{word}' is no confidence. Add the header line"):
+        read_annotations(file, "a")
+
+
 # ---- pixel lists
 
 pixels = st.sets(st.tuples(st.integers(-3, 8), st.integers(0, 10)), min_size=1, max_size=60)
@@ -425,6 +442,20 @@ def test_midog_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert len(read_annotations(file, "001").annotations) == 1
     write(file, midog_json([[10, 20, 60, 70], [100, 200, 150, 250]]))
     assert len(read_annotations(file, "001").annotations) == 2
+
+
+def test_midog_file_is_found_in_a_folder_whatever_the_order_of_its_parts(tmp_path: Path) -> None:
+    content = midog_json([[10, 20, 60, 70]] * 2000)
+    file = write(tmp_path / "MIDOG.json", json.dumps(content, sort_keys=True))
+    assert '"images"' not in read_head(file)
+    assert find_annotations(tmp_path, "001") == (file,)
+
+
+@pytest.mark.parametrize("content", [{"images": ["001.tiff"], "scanner": "X"}, {"annotations": []}])
+def test_json_of_something_else_does_not_stand_in_the_way(tmp_path: Path, content: dict[str, Any]) -> None:
+    write(tmp_path / "info.json", content)
+    own = write(tmp_path / "001.csv", "x,y\n1,1\n")
+    assert find_annotations(tmp_path, "001") == (own,)
 
 
 def test_midog_image_without_marks_is_unlabelled_not_negative(tmp_path: Path) -> None:
@@ -546,6 +577,16 @@ def test_label_mask_areas_touching_at_a_corner_are_one_and_ignored_pixels_none(t
     assert covered(found[0].outlines) == {(int(c), int(r)) for r, c in np.argwhere(mask == 1)}
 
 
+def test_a_mask_may_be_as_large_as_a_plain_image_and_no_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses twice as many
+    file = tmp_path / "a_mask.png"
+    Image.fromarray(np.ones((20, 20), np.uint8)).save(file)
+    assert len(read_annotations(file, "a").annotations) == 1
+    monkeypatch.setattr(label_mask, "MAX_PIXELS", 399)
+    with pytest.raises(AnnotationError, match=r"20 x 20 px are too many. Give the marks as GeoJSON"):
+        read_annotations(file, "a")
+
+
 def test_black_and_white_mask_is_figures(tmp_path: Path) -> None:
     image = np.zeros((9, 9), bool)
     image[3:6, 3:6] = True
@@ -583,6 +624,18 @@ def test_files_of_other_slides_and_other_json_are_left_alone(tmp_path: Path) -> 
         write(tmp_path / name, content)
     assert find_annotations(tmp_path, "001") == ()
     assert find_annotations(tmp_path, "n" * 250) == ()
+
+
+@pytest.mark.parametrize("name", ["a.CSV", "a.GEOJSON", "a_mask.PNG", "a_mitosis.CSV"])
+def test_capitals_of_an_ending_do_not_matter(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / name, "")
+    assert find_annotations(tmp_path, "a") == (file,)
+
+
+@pytest.mark.parametrize("suffix", sorted(SLIDE_SUFFIXES))
+def test_a_slide_is_named_with_or_without_the_suffix_of_any_slide(tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path / "all.csv", f"slide,x,y\nscan{suffix},1,1\n")
+    assert len(read_annotations(file, "scan").annotations) == 1
 
 
 def test_unlabelled_slide_is_none_or_an_error_by_choice(tmp_path: Path) -> None:

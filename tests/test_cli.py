@@ -252,6 +252,16 @@ def test_a_manifest_serves_in_place_of_slides(slides_folder, tmp_path):
     assert {(p.case_id, p.domain) for p in PatchIndex.read(tmp_path / "out").patches} == {("A", "lab"), ("B", "lab")}
 
 
+def test_options_hold_for_the_rows_of_a_manifest_too(slides_folder, tmp_path):
+    (tmp_path / "m.csv").write_text(f"slide,domain\n{slides_folder / 'A01'}.png,\n{slides_folder / 'B01'}.png,own\n")
+    options = ("--annotations", slides_folder, "--mpp", "0.6", "--case-pattern", "^.", "--domain", "lab")
+    code, _, err = run("extract", "--manifest", tmp_path / "m.csv", "--out", tmp_path / "out", *options, *SMALL)
+    assert (code, err) == (0, "")
+    found = PatchIndex.read(tmp_path / "out").patches
+    assert {(p.case_id, p.domain, p.slide_mpp) for p in found} == {("A", "lab", 0.6), ("B", "own", 0.6)}
+    assert sum(p.n_mitotic for p in found)
+
+
 def test_the_display_says_how_fast_it_goes_and_how_long_it_will_take(monkeypatch):
     """Slides that were counted before take no time, so they have no say."""
     now = [100.0]
@@ -275,10 +285,10 @@ def test_a_manifest_of_slides_to_count_may_name_regions(slides_folder, model_fol
     corners = [[0, 0], [128, 0], [128, 256], [0, 256]]
     geometry = {"type": "Polygon", "coordinates": [corners]}
     (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
-    rows = [f"{slides_folder / 'A01'}.png,A,roi.geojson", f"{slides_folder / 'B01'}.png,B,"]
-    (tmp_path / "m.csv").write_text("\n".join(["slide,case,roi", *rows]))
+    rows = [f"{slides_folder / 'A01'}.png,roi.geojson", f"{slides_folder / 'B01'}.png,"]
+    (tmp_path / "m.csv").write_text("\n".join(["slide,roi", *rows]))
     words = ("--manifest", tmp_path / "m.csv", "--model", model_folder, "--out", tmp_path / "out", *TILES)
-    code, _, err = run("count", *words)
+    code, _, err = run("count", *words, "--case-pattern", "^.")
     assert (code, err) == (0, "")
     first, second = (json.loads((tmp_path / "out" / name / "count.json").read_text()) for name in ("A01", "B01"))
     assert (first["case_id"], second["case_id"]) == ("A", "B")
@@ -538,11 +548,11 @@ def test_no_figure_in_the_training_cases(slides, tmp_path):
         ),
         (
             ("count", "--manifest", "{here}/none.csv", "--model", "{model}", "--out", "{here}/out"),
-            "none.csv: not readable as a CSV manifest",
+            "none.csv: there is no such file",
         ),
         (
             ("extract", "--manifest", "{here}/none.csv", "--out", "{here}/out"),
-            "none.csv: not readable as a CSV manifest",
+            "none.csv: there is no such file",
         ),
         (("extract", "{slides}", "--case-pattern", "^Z", "--out", "{here}/out"), "finds nothing in the slide name"),
     ],

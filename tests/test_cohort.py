@@ -1,5 +1,6 @@
 """Cohort: which slides a run has, and what is known of each before it is opened."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,7 @@ def test_a_folder_gives_its_slides_by_name_and_nothing_else(tmp_path):
 
 
 def test_files_are_taken_as_named_and_options_go_to_each(tmp_path):
-    folder = touch(tmp_path, "b.svs", "a.weird", "marks.csv")
-    marks = folder / "marks.csv"
+    folder, marks = touch(tmp_path, "b.svs", "a.weird"), touch(tmp_path / "marks", "a.csv")
     sources = find_sources([folder / "b.svs", folder / "a.weird"], domain="lab", mpp=0.25, annotations=marks)
     assert [source.slide_id for source in sources] == ["a", "b"]
     assert {(source.domain, source.mpp, source.annotations) for source in sources} == {("lab", 0.25, marks)}
@@ -38,7 +38,12 @@ def test_files_are_taken_as_named_and_options_go_to_each(tmp_path):
 
 @pytest.mark.parametrize(
     ("pattern", "cases"),
-    [(None, ["A01_x", "A02_x", "B01_x"]), (r"^[AB]\d", ["A0", "A0", "B0"]), (r"^(\w)\d+", ["A", "A", "B"])],
+    [
+        (None, ["A01_x", "A02_x", "B01_x"]),
+        (r"^[AB]\d", ["A0", "A0", "B0"]),
+        (r"^(\w)\d+", ["A", "A", "B"]),
+        (r"^(A\d\d)|^(B\d\d)", ["A01", "A02", "B01"]),
+    ],
 )
 def test_the_case_is_what_the_pattern_or_its_first_group_finds(tmp_path, pattern, cases):
     touch(tmp_path, "A01_x.png", "A02_x.png", "B01_x.png")
@@ -49,6 +54,42 @@ def test_a_name_without_a_case_is_refused_by_name(tmp_path):
     touch(tmp_path, "A01.png", "other.png")
     with pytest.raises(ConfigError, match=r"finds nothing in the slide name 'other'"):
         find_sources([tmp_path], case_pattern=r"^A\d\d")
+
+
+def test_a_pattern_that_finds_no_letter_makes_no_case(tmp_path):
+    with pytest.raises(ConfigError, match=r"finds nothing in the slide name 'a'"):
+        find_sources([touch(tmp_path, "a.png")], case_pattern="x*")
+
+
+def test_a_name_that_is_no_utf8_is_refused(tmp_path):
+    (Path(os.fsdecode(bytes(tmp_path) + b"/M\xfcller.png"))).touch()
+    with pytest.raises(SlideError, match=r"M\\udcfcller\.png.*no UTF-8. Rename it"):
+        find_sources([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("marks.csv", "x,y,label\n100,100,mitotic figure\n"),
+        ("marks.csv", "100,100\n"),
+        ("marks.geojson", '{"type": "FeatureCollection", "features": []}'),
+    ],
+)
+def test_marks_of_one_slide_are_not_taken_for_those_of_another(tmp_path, name, text):
+    marks = write(touch(tmp_path, "a.svs", "b.svs") / name, text)
+    assert find_sources([tmp_path / "a.svs"], annotations=marks)[0].annotations == marks
+    with pytest.raises(AnnotationError, match=rf"{name}: holds the marks of one slide, but 2 slides are given"):
+        find_sources([tmp_path], annotations=marks)
+    with pytest.raises(AnnotationError, match=rf"{name}: holds the marks of one slide, but 2 slides are given"):
+        read_manifest(write(tmp_path / "m.txt", f"slide,annotations\na.svs,{name}\nb.svs,{name}\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("m.csv", "File_Name,x,y\na.svs,1,1\n"), ("m.json", '{"images": [], "annotations": []}')]
+)
+def test_a_file_that_names_its_slides_serves_several(tmp_path, name, text):
+    marks = write(touch(tmp_path, "a.svs", "b.svs") / name, text)
+    assert [source.annotations for source in find_sources([tmp_path], annotations=marks)] == [marks, marks]
 
 
 def test_a_pattern_that_is_none_is_refused(tmp_path):
@@ -126,6 +167,23 @@ def test_a_manifest_says_everything_and_its_paths_start_at_its_folder(tmp_path):
     assert second == SlideSource(data / "b.svs", "b", "b")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "slide,case,mpp,note\na.svs,p1,0.5,good\nb.svs\n",
+        "Slide, CASE ,Mpp\r\n a.svs , p1 , 0.5\r\nb.svs,,\r\n",
+        "slide;case;mpp\na.svs;p1;0.5\nb.svs;;\n",
+        "slide\tcase\tmpp\n\na.svs\tp1\t0.5\nb.svs\n",
+    ],
+)
+def test_a_manifest_may_come_from_any_table_program_and_options_serve_rows_that_say_nothing(tmp_path, text):
+    folder, marks = touch(tmp_path, "a.svs", "b.svs"), touch(tmp_path / "marks", "a.csv")
+    given = {"case_pattern": "^.", "domain": "lab", "mpp": 0.25, "annotations": marks}
+    first, second = read_manifest(write(folder / "m.csv", text), **given)
+    assert first == SlideSource(folder / "a.svs", "a", "p1", "lab", 0.5, marks)
+    assert second == SlideSource(folder / "b.svs", "b", "b", "lab", 0.25, marks)
+
+
 def test_an_absolute_path_in_a_manifest_stays(tmp_path):
     touch(tmp_path / "elsewhere", "a.svs")
     manifest = write(tmp_path / "m.csv", f"slide\n{tmp_path / 'elsewhere' / 'a.svs'}\n")
@@ -141,6 +199,9 @@ def test_an_absolute_path_in_a_manifest_stays(tmp_path):
         ("slide,mpp\na.svs,wide\n", "line 2: mpp 'wide' is not a number"),
         ("case,slide\np1,a.svs\np2\n", "line 3: no slide"),
         ("slide,case\n,p1\n", "line 2: no slide"),
+        ("slide,case_id\na.svs,p1\n", "unknown column 'case_id'. Write 'case', or delete it"),
+        ("slide,domains\na.svs,p1\n", "unknown column 'domains'. Write 'domain'"),
+        ("slide,case\na.svs,p1,0.25\n", "line 2: more fields than columns"),
         ("slide,annotations\na.svs,none.csv\n", r"none\.csv: no such file or folder"),
         ("slide,roi\na.svs,none.geojson\n", r"m\.csv, line 2: .*none\.geojson: no such file of a region"),
         ("slide,roi\na.svs,.\n", "line 2: .*: no such file of a region"),
@@ -154,8 +215,12 @@ def test_a_manifest_that_says_too_little_is_refused_with_its_line(tmp_path, text
 
 def test_an_unreadable_manifest_is_named(tmp_path):
     (tmp_path / "m.csv").write_bytes(b"slide\n\xff\xfe\n")
-    for path in (tmp_path / "missing.csv", tmp_path / "m.csv", tmp_path):
-        with pytest.raises(ConfigError, match=f"{path.name}: not readable as a CSV manifest"):
+    for path, reason in (
+        (tmp_path / "missing.csv", ": there is no such file"),
+        (tmp_path / "m.csv", ", line 2: not UTF-8"),
+        (tmp_path, ": cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=f"{path.name}{reason}"):
             read_manifest(path)
 
 

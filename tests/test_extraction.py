@@ -1,6 +1,7 @@
 """Extraction: what lies in the folder agrees with the slides, and a second run does only what is missing."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from conftest import (
 from PIL import Image
 
 from mitosis.annotations import Annotation, Label
-from mitosis.cohort import SlideSource
+from mitosis.cohort import SlideSource, find_sources
 from mitosis.config import ExtractConfig
 from mitosis.errors import OutputError, PatchIndexError
 from mitosis.extraction import PatchCutter, extract_patches
@@ -233,6 +234,29 @@ def test_other_settings_are_refused_naming_the_changed_one(patches_copy, slides_
     with pytest.raises(PatchIndexError, match=rf"other settings \({name} .* → {value}\)"):
         extract(slides_folder, patches_copy, EXTRACT.model_copy(update={name: value}), **CASES)
     assert contents(patches_copy) == before
+
+
+def test_settings_under_which_every_slide_failed_do_not_bind(slides_folder, tmp_path):
+    failed = extract(slides_folder, tmp_path / "out", EXTRACT.model_copy(update={"mpp": 0.1}), **CASES)
+    assert all(record.error for record in failed.values())
+    extract(slides_folder, tmp_path / "out", **CASES)
+    extract(slides_folder, tmp_path / "apart", **CASES)
+    assert contents(tmp_path / "out") == contents(tmp_path / "apart")
+
+
+class _Deadly:
+    """A source that ends the worker that it is given to."""
+
+    slide_id = "deadly"
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_worker_that_is_ended_from_outside_is_told(slides_folder, tmp_path):
+    sources = [_Deadly(), *find_sources([slides_folder])]
+    with pytest.raises(OutputError, match=r"out: a worker was ended from outside.*Run again with fewer --workers"):
+        list(extract_patches(sources, tmp_path / "out", EXTRACT, workers=2))
 
 
 @pytest.mark.parametrize("what", ["marks", "pixels", "mpp"])

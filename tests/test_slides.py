@@ -656,6 +656,56 @@ def test_levels_in_sub_directories_are_found(tmp_path: Path) -> None:
         np.testing.assert_array_equal(whole(slide, 2), image[::4, ::4])
 
 
+def ome_tiff(path: Path, *images: tuple[Pixels, float | None]) -> Path:
+    """An OME-TIFF of several images, each with its µm/px if it has one."""
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for image, mpp in images:
+            size = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp} if mpp else {}
+            writer.write(image, tile=(64, 64), photometric="rgb", metadata={"axes": "YXS", **size})
+    return path
+
+
+def test_the_largest_image_is_the_slide_and_others_are_told(tmp_path: Path) -> None:
+    image = picture(256, 192)
+    macro_first = ome_tiff(tmp_path / "a.ome.tif", (picture(80, 64), 2.0), (image, 0.25), (picture(64, 96), 8.0))
+    with open_slide(macro_first) as slide:
+        assert slide.mpp == 0.25
+        np.testing.assert_array_equal(whole(slide), image)
+        assert slide.level_dimensions == ((256, 192),)
+        assert slide.properties["other images"] == "80 x 64, 64 x 96"
+
+
+def test_the_pixel_size_of_another_image_is_not_taken(tmp_path: Path) -> None:
+    path = ome_tiff(tmp_path / "a.ome.tif", (picture(256, 192), None), (picture(80, 64), 2.0))
+    with pytest.raises(MppError, match="no µm/px in the file"):
+        open_slide(path)
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0), (1, 0, 2)])
+def test_levels_may_stand_in_any_order(tmp_path: Path, order: tuple[int, ...]) -> None:
+    image = picture(256, 192)
+    levels = [image, halved(image), halved(halved(image))]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for n in order:
+            writer.write(levels[n], tile=(64, 64), photometric="rgb", metadata=None, subfiletype=int(n > 0))
+    with open_slide(tmp_path / "a.tif", 0.25) as slide:
+        assert slide.level_downsamples == (1.0, 2.0, 4.0)
+        np.testing.assert_array_equal(whole(slide), image)
+        assert "other images" not in slide.properties
+
+
+def test_several_images_of_one_size_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "stack.tif", np.stack([picture()] * 3), photometric="rgb", metadata=None)
+    with pytest.raises(SlideError, match=r"stack.tif: holds 3 images of one size.*Save each as a file of its own"):
+        open_slide(tmp_path / "stack.tif", 0.25)
+
+
+def test_a_mirax_slide_without_its_data_is_not_its_preview(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "scan.mrxs", format="JPEG")
+    with pytest.raises(SlideError, match=r"scan.mrxs: a MIRAX slide without its data.*folder scan beside it"):
+        open_slide(tmp_path / "scan.mrxs", 0.25)
+
+
 def test_pages_of_another_shape_are_no_levels(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", picture(), picture(100, 100), halved(picture()), picture(40, 20))
     with open_slide(path, 0.25) as slide:

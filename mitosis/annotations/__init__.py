@@ -31,6 +31,7 @@ __all__ = [
     "Reader",
     "find_annotations",
     "load_annotations",
+    "names_its_slides",
     "read_annotations",
     "read_region_outlines",
     "write_points",
@@ -89,6 +90,12 @@ def _read(paths: tuple[Path, ...], slide_id: str, format: str | None) -> Annotat
         n_ignored=sum(marks.n_ignored for marks in found),
         dimensions=next((marks.dimensions for marks in found if marks.dimensions), None),
     )
+
+
+def names_its_slides(path: Path) -> bool:
+    """Whether the marks of a file say which slide they are on; those of other files are all of one slide."""
+    head = read_head(path)
+    return midog.recognises(path, head) or (points.recognises(path, head) and points.has_slides(head))
 
 
 def _unlabelled(source: str, slide_id: str) -> AnnotationError:

@@ -12,7 +12,9 @@ from mitosis.errors import AnnotationError
 
 __all__ = ["Annotation", "AnnotationSet", "Label", "bare_name", "by_class", "check_classes", "label_of"]
 
-_IMAGE_SUFFIX = re.compile(r"\.(bif|bmp|dcm|jpe?g|mrxs|ndpi|png|qptiff|scn|svs|tiff?|vms|zarr)$", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(
+    r"\.(bif|bmp|btf|czi|dcm|jpe?g|mrxs|ndpi|png|qptiff|scn|svs|svslide|tiff?|vms|vmu|zarr)$", re.IGNORECASE
+)
 
 
 class Label(StrEnum):
@@ -114,5 +116,6 @@ def check_classes(names: Iterable[str], path: Path) -> None:
         listing = ", ".join(repr(name[:40]) for name in found[:5])
         raise AnnotationError(
             f"{path}: no class is a mitotic figure (found {listing}). "
-            f"Name the classes {Label.MITOTIC_FIGURE.value!r} and {Label.NON_MITOTIC_FIGURE.value!r}."
+            f"Name the classes {Label.MITOTIC_FIGURE.value!r} and {Label.NON_MITOTIC_FIGURE.value!r}; "
+            "if no figure was found, delete these marks: an empty file says so."
         )

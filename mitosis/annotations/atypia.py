@@ -4,6 +4,7 @@ Pixel indices, x first: the centre of pixel (515, 434) is (515.5, 434.5). An emp
 confidence is how sure the experts were that it is a mitotic figure; the file already decides the label.
 """
 
+import math
 from pathlib import Path
 
 from mitosis.annotations.annotation import Annotation, AnnotationSet, Label
@@ -33,5 +34,14 @@ def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001 (one signa
         if len(fields) not in {2, 3}:
             raise AnnotationError(f"{where}: {len(fields)} fields. Write x,y or x,y,confidence.")
         x, y = (coordinate(field, where) + 0.5 for field in fields[:2])
+        if len(fields) == 3 and not _is_number(fields[2]):
+            raise AnnotationError(f"{where}: {fields[2][:40]!r} is no confidence. Add the header line x,y,label.")
         points.append(Annotation(x, y, label))
     return AnnotationSet(tuple(points))
+
+
+def _is_number(field: str) -> bool:
+    try:
+        return math.isfinite(float(field))
+    except ValueError:
+        return False

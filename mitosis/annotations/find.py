@@ -35,17 +35,17 @@ def find_annotations(source: Path, slide_id: str) -> tuple[Path, ...]:
 
 
 def _by_name(folder: Path, name: str) -> list[tuple[Path, ...]]:
-    single = [folder / f"{name}{ending}" for ending in _ENDINGS]
-    single += [folder / f"{name}_mask{suffix}" for suffix in label_mask.SUFFIXES]
     masks = folder if folder.name.lower() == "masks" else folder / "masks"
-    single += [masks / f"{name}{suffix}" for suffix in label_mask.SUFFIXES]
-    found: list[tuple[Path, ...]] = [(path,) for path in single if _is_file(path)]
-    figures, look_alikes = folder / f"{name}{atypia.FIGURES}", folder / f"{name}{atypia.LOOK_ALIKES}"
-    pair = tuple(path for path in (figures, look_alikes) if _is_file(path))
-    if pair == (look_alikes,):
+    single = [_file(folder / name, ending) for ending in _ENDINGS]
+    single += [_file(folder / f"{name}_mask", suffix) for suffix in label_mask.SUFFIXES]
+    single += [_file(masks / name, suffix) for suffix in label_mask.SUFFIXES]
+    found: list[tuple[Path, ...]] = [(path,) for path in single if path]
+    figures, look_alikes = (_file(folder / name, ending) for ending in (atypia.FIGURES, atypia.LOOK_ALIKES))
+    if look_alikes and not figures:
         raise AnnotationError(
-            f"{look_alikes}: look-alikes without {figures.name}. Add it, empty if there are no figures."
+            f"{look_alikes}: look-alikes without {name}{atypia.FIGURES}. Add it, empty if there are no figures."
         )
+    pair = tuple(path for path in (figures, look_alikes) if path)
     return [*found, pair] if pair else found
 
 
@@ -55,7 +55,17 @@ def _midog_files(folder: Path, slide_id: str, name: str) -> list[tuple[Path, ...
 
 
 def _may_be_midog(path: Path) -> bool:
-    return midog.recognises(path, head := read_head(path)) and '"images"' in head
+    return midog.recognises(path, head := read_head(path)) and any(f'"{name}"' in head for name in midog.PARTS)
+
+
+def _file(start: Path, ending: str) -> Path | None:
+    """The file of that name, its suffix in small or in capital letters."""
+    name, _, suffix = ending.rpartition(".")
+    spellings = (
+        start.with_name(f"{start.name}{name}.{suffix}"),
+        start.with_name(f"{start.name}{name}.{suffix.upper()}"),
+    )
+    return next(filter(_is_file, spellings), None)
 
 
 def _is_file(path: Path) -> bool:

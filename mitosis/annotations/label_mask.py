@@ -4,12 +4,11 @@ Also a black and white (1-bit) image, white for figures. Pixel (row i, column j)
 pixels of one value that touch, also at a corner, are one outline. Ignored pixels are no marks.
 """
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import BmpImagePlugin, ImageFile, PngImagePlugin, TiffImagePlugin
 from scipy import ndimage
 
 from mitosis.annotations.annotation import Annotation, AnnotationSet, Label
@@ -20,6 +19,13 @@ __all__ = ["SUFFIXES", "read", "recognises"]
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 
+MAX_PIXELS = 400_000_000
+"""As many as a plain image may have that is opened as a slide."""
+
+_KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\x89PNG": PngImagePlugin.PngImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+}
 _LABELS = {1: Label.MITOTIC_FIGURE, 2: Label.NON_MITOTIC_FIGURE}
 _IGNORE = 255
 
@@ -39,20 +45,29 @@ def read(path: Path, slide_id: str) -> AnnotationSet:  # noqa: ARG001 (one signa
 
 def _load(path: Path) -> NDArray[np.uint8]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode not in {"1", "L", "P"}:
-                    raise AnnotationError(
-                        f"{path}: an image of mode {image.mode} is no label mask. Save it as 8-bit greyscale."
-                    )
-                return np.array(image, dtype=np.uint8)
+        with _kind(path)(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise AnnotationError(
+                    f"{path}: {image.width} x {image.height} px are too many. Give the marks as GeoJSON outlines."
+                )
+            if image.mode not in {"1", "L", "P"}:
+                raise AnnotationError(
+                    f"{path}: an image of mode {image.mode} is no label mask. Save it as 8-bit greyscale."
+                )
+            return np.array(image, dtype=np.uint8)
     except AnnotationError:
         raise
     except FileNotFoundError as error:
         raise AnnotationError(f"{path}: there is no such file. Check the path.") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise AnnotationError(f"{path}: cannot be read as an image ({error}). Save it again as PNG.") from error
+
+
+def _kind(path: Path) -> type[ImageFile.ImageFile]:
+    """Pillow's class for the file, called directly: `Image.open` refuses what is larger than 179 megapixels."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    return next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), TiffImagePlugin.TiffImageFile)
 
 
 def _check_values(mask: NDArray[np.uint8], path: Path) -> None:

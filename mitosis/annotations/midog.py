@@ -20,7 +20,10 @@ from mitosis.annotations.annotation import Annotation, AnnotationSet, Label, bar
 from mitosis.annotations.text import number, read_json
 from mitosis.errors import AnnotationError
 
-__all__ = ["lists_slide", "read", "recognises"]
+__all__ = ["PARTS", "lists_slide", "read", "recognises"]
+
+PARTS = ("images", "categories", "annotations")
+"""What a file of this format holds, a list each, in any order."""
 
 
 class _Box(NamedTuple):
@@ -48,7 +51,13 @@ def recognises(path: Path, head: str) -> bool:
 
 def lists_slide(path: Path, slide_id: str) -> bool:
     """Whether the file is of this format and has marks for the slide."""
-    return read(path, slide_id) is not None
+    return _has_parts(path, _stamp(path)) and read(path, slide_id) is not None
+
+
+@lru_cache(maxsize=4096)
+def _has_parts(path: Path, stamp: tuple[int, int]) -> bool:  # noqa: ARG001 (what the cache goes by)
+    content = read_json(path)
+    return isinstance(content, dict) and all(isinstance(content.get(name), list) for name in PARTS)
 
 
 def read(path: Path, slide_id: str) -> AnnotationSet | None:

@@ -14,7 +14,7 @@ from mitosis.annotations.text import coordinate, csv_rows, has_header, read_text
 from mitosis.errors import AnnotationError
 from mitosis.files import write_text
 
-__all__ = ["read", "recognises", "write_points"]
+__all__ = ["has_slides", "read", "recognises", "write_points"]
 
 _COLUMNS = {
     "x": ("x", "x_px"),
@@ -27,6 +27,11 @@ _COLUMNS = {
 def recognises(path: Path, head: str) -> bool:
     """A CSV file whose first line is words."""
     return path.suffix.lower() in {".csv", ".tsv", ".txt"} and has_header(head)
+
+
+def has_slides(head: str) -> bool:
+    """Whether a file that begins so has a slide column."""
+    return not set(_COLUMNS["slide"]).isdisjoint(_names(next(csv_rows(head), (0, []))[1]))
 
 
 def read(path: Path, slide_id: str) -> AnnotationSet | None:
@@ -57,7 +62,7 @@ def _marks(
 
 
 def _columns(header: list[str], path: Path) -> dict[str, int]:
-    names = [name.strip().lower() for name in header]
+    names = _names(header)
     columns = {}
     for column, spellings in _COLUMNS.items():
         places = [names.index(spelling) for spelling in spellings if spelling in names]
@@ -66,6 +71,10 @@ def _columns(header: list[str], path: Path) -> dict[str, int]:
     if not {"x", "y"} <= columns.keys():
         raise AnnotationError(f"{path}, line 1: no columns x and y. Write the header line x,y,label.")
     return columns
+
+
+def _names(header: list[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
 
 
 def write_points(path: Path, annotations: Iterable[Annotation]) -> None:

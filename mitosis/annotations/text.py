@@ -33,8 +33,14 @@ _HEAD_BYTES = 1 << 16
 
 
 def read_head(path: Path) -> str:
-    """The first 64 KiB of a file as text, for recognising its format; unreadable characters are replaced."""
-    return _read(path, _HEAD_BYTES).decode("utf-8-sig", errors="replace")
+    """The first 64 KiB of a file as text, for recognising its format; unreadable characters are replaced.
+
+    Of a longer file whole lines only, if there are any: a line that is cut has fewer fields than it should.
+    """
+    data = _read(path, _HEAD_BYTES)
+    if len(data) == _HEAD_BYTES:
+        data = data[: data.rfind(b"\n") + 1] or data
+    return data.decode("utf-8-sig", errors="replace")
 
 
 def read_text(path: Path) -> str:

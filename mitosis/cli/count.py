@@ -34,7 +34,11 @@ def count(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("results"),
     manifest: Annotated[
         Path | None,
-        typer.Option("--manifest", help="CSV with the columns slide, case, domain, mpp, roi instead of SLIDES."),
+        typer.Option(
+            "--manifest",
+            help="CSV with the columns slide, case, domain, mpp, roi instead of SLIDES; options serve rows that say "
+            "nothing.",
+        ),
     ] = None,
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
@@ -94,11 +98,8 @@ def count(
         "rules": json.dumps(rule) if rule else None,
     }
     chosen = _settings(config, settings or [], given)
-    sources = (
-        read_manifest(manifest)
-        if manifest
-        else find_sources(slides or [], case_pattern=case_pattern, domain=domain, mpp=mpp)
-    )
+    of_slides: dict[str, Any] = {"case_pattern": case_pattern, "domain": domain, "mpp": mpp}
+    sources = read_manifest(manifest, **of_slides) if manifest else find_sources(slides or [], **of_slides)
     share_heap()
     loaded = Model.load(find_model(model), chosen)
     results = []

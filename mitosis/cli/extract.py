@@ -1,7 +1,7 @@
 """``mitosis extract``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,9 @@ def extract(
     manifest: Annotated[
         Path | None,
         typer.Option(
-            "--manifest", help="CSV with the columns slide, case, domain, mpp, annotations, roi instead of SLIDES."
+            "--manifest",
+            help="CSV with the columns slide, case, domain, mpp, annotations, roi instead of SLIDES; "
+            "options serve rows that say nothing.",
         ),
     ] = None,
     mpp: Mpp = None,
@@ -51,11 +53,8 @@ def extract(
     if (manifest is None) == (not slides):
         raise typer.BadParameter("name either SLIDES or a --manifest")
     chosen = load_config(config, tuple(settings or ())).extract
-    sources = (
-        read_manifest(manifest)
-        if manifest
-        else find_sources(slides or [], case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
-    )
+    given: dict[str, Any] = {"case_pattern": case_pattern, "domain": domain, "mpp": mpp, "annotations": annotations}
+    sources = read_manifest(manifest, **given) if manifest else find_sources(slides or [], **given)
     records = extract_patches(sources, out, chosen, (os.cpu_count() or 1) if workers is None else workers)
     done = list(track(records, "slides", total=len(sources), disable=not sys.stderr.isatty()))
     raise typer.Exit(_tell(done, out))

@@ -25,7 +25,18 @@ MAX_PIXELS = 400_000_000  # 1.2 GB
 
 
 def open_image(path: Path, mpp: float | None = None) -> Slide | None:
-    """Open `path` if it begins like a PNG, JPEG or BMP file; see `mitosis.slides.open_slide`."""
+    """Open `path` if it begins like a PNG, JPEG or BMP file; see `mitosis.slides.open_slide`.
+
+    Raises
+    ------
+    SlideError
+        It is damaged, or the small picture at the beginning of a MIRAX slide.
+    """
+    if path.suffix.lower() == ".mrxs":  # OpenSlide was asked before
+        raise SlideError(
+            f"{path}: a MIRAX slide without its data, which OpenSlide looks for in the folder {path.stem} beside it. "
+            "Copy that folder too."
+        )
     return ImageSlide(path, mpp) if _kind(path) else None
 
 

@@ -117,8 +117,8 @@ class TiffSlide(Slide):
                 pages = pyramid_pages(self.path, file, n_pages)
                 self._levels = [self._level(page) for page in pages]
                 self._check_codec(self._levels[0])
-                self.properties = properties(pages[0])
-                measured = measured_mpp(pages[0])
+                self.properties = properties(pages, file)
+                measured = measured_mpp(pages[0], file.ome_metadata or "")
         except SlideError:
             raise
         except Exception as error:  # a damaged index ends in whatever error the parser runs into

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,23 +98,29 @@ class _Layout:
 
 
 def pyramid_pages(path: Path, file: Any, n_pages: int) -> list[Any]:
-    """Pages of an open tifffile that show the slide, finest first.
+    """Pages of an open tifffile that show the slide, finest first: the largest image of the file, and its levels.
 
     Raises
     ------
     UnsupportedSlideError
         Pages of this kind of file do not simply lie on one plane.
+    SlideError
+        There are several images of the largest size, none of which is the slide.
     """
     pages = [file.pages[i] for i in range(n_pages)]
-    base = pages[0]
+    own = pages[0].is_svs or NDPI_MAGNIFICATION in pages[0].tags
+    base = pages[0] if own else max(pages, key=lambda page: page.imagewidth * page.imagelength)
     for flag, name in ELSEWHERE.items():
         if getattr(file, flag):
             raise UnsupportedSlideError(f"{path}: a {name} file; only OpenSlide places its tiles.")
     if base.software.startswith("MedScan"):
         raise UnsupportedSlideError(f"{path}: a Trestle file; only OpenSlide places its tiles.")
-    if base.samplesperpixel == 1 and any(page.shape == base.shape for page in pages[1:]):
+    alike = sum(page.shape == base.shape for page in pages)
+    if alike > 1 and base.samplesperpixel == 1:
         raise SlideError(f"{path}: channels or planes on separate pages. Export it as an RGB image.")
-    others = list(base.pages) if base.subifds else pages[1:]
+    if alike > 1 and not own:
+        raise SlideError(f"{path}: holds {alike} images of one size, planes or fields. Save each as a file of its own.")
+    others = list(base.pages) if base.subifds else [page for page in pages if page is not base]
     levels = [base]
     for page in sorted(others, key=lambda page: -page.imagewidth):
         if _is_level(page, base) and page.imagewidth < levels[-1].imagewidth:
@@ -146,9 +153,12 @@ def downsample(full: tuple[int, int], reduced: tuple[int, int]) -> float:
     return factor
 
 
-def measured_mpp(page: Any) -> tuple[float, float] | None:
-    """(x, y) µm/px that the file gives, the first plausible source; an implausible one only where there is no other."""
-    found = [pair for pair in (_aperio_mpp(page), _ome_mpp(page), _resolution_mpp(page)) if pair]
+def measured_mpp(page: Any, ome: str) -> tuple[float, float] | None:
+    """(x, y) µm/px that the file gives, the first plausible source; an implausible one only where there is no other.
+
+    `ome` is the XML of an OME-TIFF, or empty.
+    """
+    found = [pair for pair in (_aperio_mpp(page), _ome_mpp(page, ome), _resolution_mpp(page)) if pair]
     plausible = [pair for pair in found if all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in pair)]
     return next(iter(plausible or found), None)
 
@@ -161,11 +171,17 @@ def _aperio_mpp(page: Any) -> tuple[float, float] | None:
     return mpp, mpp
 
 
-def _ome_mpp(page: Any) -> tuple[float, float] | None:
+def _ome_mpp(page: Any, ome: str) -> tuple[float, float] | None:
+    """Of the image that is as large as the page: label and macro have pixel sizes of their own."""
+    shape = [str(page.imagewidth), str(page.imagelength)]
+    images = re.findall(r"<(?:\w+:)?Pixels\b[^>]*>", ome)
+    if len(images) != 1:
+        images = [image for image in images if [_attribute(image, f"Size{axis}") for axis in "XY"] == shape]
+    image = next(iter(images), "")
     sizes = []
     for axis in "XY":
-        size = _attribute(page, f"PhysicalSize{axis}")
-        unit = UM_PER_OME_UNIT.get(_attribute(page, f"PhysicalSize{axis}Unit") or "µm")
+        size = _attribute(image, f"PhysicalSize{axis}")
+        unit = UM_PER_OME_UNIT.get(_attribute(image, f"PhysicalSize{axis}Unit") or "µm")
         try:
             sizes.append(float(size or "") * (unit or math.nan))
         except ValueError:
@@ -173,9 +189,9 @@ def _ome_mpp(page: Any) -> tuple[float, float] | None:
     return sizes[0], sizes[1]
 
 
-def _attribute(page: Any, name: str) -> str | None:
-    """First XML attribute of that name in an OME description; a regular expression, as no entity can bomb it."""
-    match = re.search(rf"\b{name}\s*=\s*[\"']([^\"']*)[\"']", page.description) if page.is_ome else None
+def _attribute(xml: str, name: str) -> str | None:
+    """First attribute of that name; by a regular expression, as no entity can bomb it."""
+    match = re.search(rf"\b{name}\s*=\s*[\"']([^\"']*)[\"']", xml)
     return html.unescape(match[1]) if match else None
 
 
@@ -195,26 +211,30 @@ def _aperio_fields(page: Any) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def properties(page: Any) -> dict[str, str]:
-    """What `mitosis info` shows of a file; only what the file says."""
+def properties(pages: Sequence[Any], file: Any) -> dict[str, str]:
+    """What `mitosis info` shows of an open tifffile whose levels are `pages`; only what the file says."""
+    page, ome = pages[0], file.ome_metadata or ""
     aperio = _aperio_fields(page)
     kind, vendor = "TIFF", page.tags.valueof(271)
     if page.is_svs:
         kind, vendor = "Aperio SVS", "Aperio"
-    elif page.is_ome:
+    elif ome:
         kind = "OME-TIFF"
     elif NDPI_MAGNIFICATION in page.tags:
         kind = "Hamamatsu NDPI"
     tile = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    levels = {level.offset for level in pages}
+    others = [other for other in file.pages if other.offset not in levels]
     found = {
         "format": kind,
         "vendor": vendor,
         "compression": getattr(page.compression, "name", page.compression),
         "tile size": f"{tile[0]} x {tile[1]}",
         "objective power": aperio.get("AppMag")
-        or _attribute(page, "NominalMagnification")
+        or _attribute(ome, "NominalMagnification")
         or page.tags.valueof(NDPI_MAGNIFICATION),
         "scanner": aperio.get("ScanScope ID") or page.tags.valueof(272),
         "software": page.software,
+        "other images": ", ".join(f"{other.imagewidth} x {other.imagelength}" for other in others),
     }
     return {key: str(value).strip() for key, value in found.items() if value}
