@@ -73,6 +73,9 @@ class CountReport:
         The next ones, if more than one was asked for.
     region : tuple of (float, float)
         Corners of the region of interest, level-0 px, if one was given: nothing outside it counts.
+    region_outlines : tuple of tuples of rings
+        Of each area of the region of interest that was drawn for the slide, the border and then its holes, level-0 px;
+        empty without one.
     true_count : TrueCount or None
         Interval of the true count in the hotspot, where the detector was calibrated.
     grades : tuple of Grade
@@ -113,6 +116,7 @@ class CountReport:
     domain: str = ""
     more_hotspots: tuple[Hotspot, ...] = ()
     region: tuple[tuple[float, float], ...] = ()
+    region_outlines: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = ()
     true_count: TrueCount | None = None
     grades: tuple[Grade, ...] = ()
     seen_in_training: bool = False

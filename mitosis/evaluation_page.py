@@ -87,7 +87,8 @@ def _head(report: EvaluationReport) -> str:
     sentences = [
         f"{card.pooled.n_figures} marked figures and {card.pooled.n_found} detections on {card.pooled.n_slides} slides "
         f"of {len(card.cases)} cases: {result.tp} true, {result.fp} false, {result.fn} missed. "
-        f"{card.pooled.on_look_alikes} of the false positives lie on marked look-alikes.",
+        f"{card.pooled.on_look_alikes} of {card.pooled.one_to_one.fp} false positives (one to one) lie on marked "
+        "look-alikes.",
         f"Protocol: {protocol.name}, within {protocol.radius_um:g} µm. {protocol.quirks} {report.how}",
         "Intervals of 95 % resample whole cases. Curves and AP are one to one.",
         *report.notes,

@@ -62,6 +62,11 @@ def _svg(
     return re.sub(r"^.*?(?=<svg)", "", stream.getvalue(), flags=re.DOTALL)
 
 
+def _plain(name: str) -> str:
+    """A name as it is: what stands between dollar signs would be set as a formula."""
+    return name.replace("$", r"\$")
+
+
 def _precision_recall(axes: Axes, card: Scorecard, _: Mapping[str, Sequence[float]]) -> bool:
     curve = card.curve
     if not curve.n_figures or not len(curve.score):
@@ -78,7 +83,9 @@ def _precision_recall(axes: Axes, card: Scorecard, _: Mapping[str, Sequence[floa
 
 
 def _operating_points(card: Scorecard) -> list[tuple[str, MatchResult, str]]:
-    readers = [(row.name, row.result, READERS[number % len(READERS)]) for number, row in enumerate(card.readers)]
+    readers = [
+        (_plain(row.name), row.result, READERS[number % len(READERS)]) for number, row in enumerate(card.readers)
+    ]
     return [("model", card.pooled.result, INK), *readers]
 
 
@@ -91,7 +98,7 @@ def _froc(axes: Axes, card: Scorecard, _: Mapping[str, Sequence[float]]) -> bool
     axes.step(np.append(curve.fp_per_mm2, np.inf).clip(max=limit), np.append(best, best[-1]), where="post", color=TRUE)
     for row, colour in zip((card.pooled, *card.readers), (INK, *READERS), strict=False):
         if row.area_mm2 > 0:
-            axes.plot(row.result.fp / row.area_mm2, row.result.recall, "o", color=colour, label=row.name)
+            axes.plot(row.result.fp / row.area_mm2, row.result.recall, "o", color=colour, label=_plain(row.name))
     axes.set(xlabel="false positives a mm²", ylabel="recall", xlim=(0, limit), ylim=(0, 1.02))
     axes.set_title(f"FROC: mean recall up to {limit:g} a mm² is {curve.froc_area(limit):.3f}")
     return True
@@ -153,7 +160,7 @@ def _bars(axes: Axes, card: Scorecard, _: Mapping[str, Sequence[float]]) -> bool
     for marker, name in (("^", "precision"), ("v", "recall")):
         values = [getattr(row.result, name) for row in rows]
         axes.plot(place, values, marker, color=INK if name == "precision" else FALSE, label=name, markersize=5)
-    names = [row.name if len(row.name) <= 14 else f"{row.name[:13]}…" for row in rows]
+    names = [_plain(row.name if len(row.name) <= 14 else f"{row.name[:13]}…") for row in rows]
     axes.set_xticks(place, names, rotation=90 if len(rows) > 8 else 0, fontsize=8)
     axes.set(ylim=(0, 1.02), ylabel="F1, precision, recall")
     few = f" (the lowest {MOST_BARS} of {len(card.cases)})" if len(card.cases) > MOST_BARS else ""
@@ -167,11 +174,11 @@ def _look_alikes(axes: Axes, card: Scorecard, _: Mapping[str, Sequence[float]]) 
     rows = card.domains if len(card.domains) > 1 else (card.pooled,)
     if not any(row.n_found for row in rows):
         return False
-    names = [row.name or "no domain" for row in rows]
+    names = [_plain(row.name) or "no domain" for row in rows]
     shares = {
-        "on figures": ([row.result.tp for row in rows], TRUE),
+        "on figures": ([row.one_to_one.tp for row in rows], TRUE),
         "on marked look-alikes": ([row.on_look_alikes for row in rows], READERS[1]),
-        "elsewhere": ([max(0, row.result.fp - row.on_look_alikes) for row in rows], FALSE),
+        "elsewhere": ([row.one_to_one.fp - row.on_look_alikes for row in rows], FALSE),
     }
     left = np.zeros(len(rows))
     for name, (counts, colour) in shares.items():

@@ -30,11 +30,11 @@ def to_json(report: EvaluationReport) -> str:
 
 def write_evaluation(folder: Path, report: EvaluationReport) -> dict[str, Path]:
     """Write the three files into `folder`, in place of earlier ones; the same input gives the same bytes."""
+    texts = {"json": to_json(report), "csv": _csv(report.card), "html": draw_page(report)}
     make_folder(folder)
     paths = {ending: folder / f"evaluation.{ending}" for ending in ("json", "csv", "html")}
-    write_text(paths["json"], to_json(report))
-    write_text(paths["csv"], _csv(report.card))
-    write_text(paths["html"], draw_page(report))
+    for ending, text in texts.items():
+        write_text(paths[ending], text)
     return paths
 
 

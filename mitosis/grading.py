@@ -38,6 +38,10 @@ def hpf_area_mm2(field_number: float, objective: float) -> float:
     return math.pi * (field_number / objective / 2) ** 2
 
 
+SAME_AREA = 0.02
+"""Areas that differ by no larger share are taken for the same: the edge of the tissue is not known better."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoreClass:
     """A score, and the value from which on it is given: `least` itself belongs to it if `inclusive`."""
@@ -73,10 +77,20 @@ class Rule:
     applies_to: str
     note: str = ""
 
+    def scales(self, area_mm2: float) -> bool:
+        """Whether a count in that area is scaled to the rule's: if they differ by more than 2 %."""
+        return self.counts == "count" and abs(area_mm2 / self.area_mm2 - 1) > SAME_AREA
+
     def value(self, count: float, area_mm2: float) -> float:
-        """What is compared with the cut-offs; NaN where there is no area."""
-        scale = 1.0 if self.counts == "density" else self.area_mm2
-        return count * scale / area_mm2 if area_mm2 > 0 else math.nan
+        """What is compared with the cut-offs; NaN where there is no area.
+
+        Rounded to 1e-9: no last bit of an area decides on which side of a cut-off a count lies.
+        """
+        if not area_mm2 > 0:
+            return math.nan
+        if self.counts == "count":
+            return round(count * self.area_mm2 / area_mm2, 9) if self.scales(area_mm2) else count
+        return round(count / area_mm2, 9)
 
     def score(self, value: float) -> str:
         """The score of a value; empty without classes, or for NaN."""
@@ -139,8 +153,7 @@ def grade(count: int, area_mm2: float, rule: Rule, means: NDArray[np.float64] | 
         means = np.random.default_rng(seed).gamma(count + 0.5, 1.0, 4000)
     scores = [rule.score(v) for v in (means * rule.value(1, area_mm2)).tolist()]
     probabilities = {c.score: scores.count(c.score) / len(scores) for c in rule.classes}
-    scaled = rule.counts == "count" and abs(area_mm2 / rule.area_mm2 - 1) > 0.02
-    return Grade(rule.score(value), value, scaled, probabilities, rule)
+    return Grade(rule.score(value), value, rule.scales(area_mm2), probabilities, rule)
 
 
 def find_rule(name: str) -> Rule:

@@ -166,8 +166,8 @@ def find_hotspots(
             if number:
                 break
             places = search.spread()
-        areas = search.areas_mm2(places)
-        best = np.lexsort((places[:, 0], places[:, 1], -np.round(areas, 9)))[0]
+        areas = np.round(search.areas_mm2(places), 9)  # 2 mm² of tissue are 2 mm², wherever the window lies
+        best = np.lexsort((places[:, 0], places[:, 1], -areas))[0]
         hotspots.append(search.hotspot(places[best], float(areas[best]), points))
         points = points[~hotspots[-1].contains(points)]
     return tuple(hotspots)

@@ -163,6 +163,7 @@ def finish_slide(
         bad_tiles=bad_tiles,
         source_sha256=source_sha256,
         region_sha256=started.region.sha256 if started.region else "",
+        region_outlines=started.region.rings if started.region else (),
         **model.provenance(config),
     )
     return SlideCount(report, candidates, tissue)

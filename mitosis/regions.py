@@ -1,6 +1,6 @@
 """A region of interest: the part of a slide in which a count is wanted, drawn by a person."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,19 @@ class Region:
 
     outlines: tuple[Polygon, ...]
     sha256: str = ""
+
+    @classmethod
+    def of_rings(cls, areas: Iterable[Sequence[Sequence[Sequence[float]]]]) -> "Region":
+        """The region that `rings` tells."""
+        return cls(tuple(Polygon(border, holes) for border, *holes in areas))
+
+    @property
+    def rings(self) -> tuple[tuple[tuple[tuple[float, float], ...], ...], ...]:
+        """Of each outline the border, then its holes: corners, level-0 px."""
+        return tuple(
+            tuple(tuple((float(x), float(y)) for x, y in ring.coords) for ring in (area.exterior, *area.interiors))
+            for area in self.outlines
+        )
 
     def tissue_in(self, tissue: TissueMask) -> TissueMask:
         """The tissue whose mask pixel has its centre in the region."""

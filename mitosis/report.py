@@ -2,31 +2,23 @@
 
 import csv
 import io
-import json
 import math
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from mitosis.annotations import Label, load_annotations
+from mitosis.annotations import Label
 from mitosis.counting import CountReport, Hotspot
 from mitosis.detections import Detections
-from mitosis.errors import AnnotationError
 from mitosis.files import make_folder, safe_cell, write_json, write_text
 from mitosis.overlay import draw_overlay
-from mitosis.ranking import SlideScores
 from mitosis.slides import Slide
 from mitosis.tissue import TissueMask
 
 __all__ = [
     "DETECTION_COLUMNS",
     "SUMMARY_COLUMNS",
-    "ScoredSlide",
-    "read_detections",
-    "read_scores",
     "write_report",
     "write_summary",
 ]
@@ -57,7 +49,6 @@ SUMMARY_COLUMNS = (
 NOTE = "Research use only; not a medical device."
 CANDIDATE = "candidate"
 RING_UM = 6.0
-HOTSPOT_KEYS = ("x0", "y0", "x1", "y1")
 COLOURS = {"detection": [200, 0, 0], "hotspot": [0, 60, 200]}
 
 
@@ -95,89 +86,6 @@ def write_report(
     draw_overlay(paths["overlay.png"], slide, report, ordered, tissue)
     write_json(paths["count.json"], {**report.to_dict(), "note": NOTE})
     return paths
-
-
-def read_detections(path: Path) -> Detections:
-    """Read the candidates of a ``detections.csv``.
-
-    Raises
-    ------
-    AnnotationError
-        It is not such a table.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            lines = csv.reader(stream, strict=True)
-            header = next(lines, [])
-            columns = [header.index(name) for name in ("x_px", "y_px", "score", "area_um2")]
-            values = [[float(line[column]) for column in columns] for line in lines]
-        table = np.array(values).reshape(-1, 4)
-        return Detections(table[:, :2], table[:, 2], table[:, 3])
-    except (OSError, IndexError, ValueError, csv.Error) as error:
-        raise AnnotationError(f"{path}: not a table of detections ({error!r}). Run mitosis count again.") from error
-
-
-class ScoredSlide(NamedTuple):
-    """A counted slide beside an expert's marks.
-
-    Attributes
-    ----------
-    threshold : float
-        What it was counted with.
-    n_outside : int
-        Marks that lie outside the slide and are left out.
-    seen_in_training : bool
-        Whether the model learned from this case or file.
-    training_cases : tuple of str
-        What the model learned from.
-    dimensions : (width, height), level-0 px
-    hotspot : (x0, y0, x1, y1) or None
-        The window of the count, level-0 px.
-    """
-
-    scores: SlideScores
-    threshold: float
-    n_outside: int
-    seen_in_training: bool
-    training_cases: tuple[str, ...]
-    dimensions: tuple[int, int]
-    hotspot: tuple[float, ...] | None
-
-
-def read_scores(folder: Path, annotations: Path) -> ScoredSlide:
-    """A counted slide beside an expert's marks.
-
-    Parameters
-    ----------
-    folder : Path
-        Where `write_report` wrote.
-    annotations : Path
-        File of marks, or a folder that holds one for this slide.
-
-    Raises
-    ------
-    AnnotationError
-        The slide has no marks there, or a file is not as it should be.
-    """
-    path = folder / "count.json"
-    try:
-        count = json.loads(path.read_text(encoding="utf-8"))
-        slide, mpp, threshold = str(count["slide"]), float(count["slide_mpp"]), float(count["threshold"])
-        width, height = map(int, count["slide_dimensions"])
-        known = {"case_id": str(count.get("case_id") or slide), "domain": str(count.get("domain", ""))}
-        area = float(count["tissue_mm2"])
-        hotspot = tuple(float(count["hotspot"][key]) for key in HOTSPOT_KEYS) if count["hotspot"] else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AnnotationError(f"{path}: not as written by mitosis count ({error!r}). Count the slide again.") from error
-    loaded = load_annotations(annotations, slide, (width, height), mpp)
-    figures, look_alikes = (
-        [(mark.x, mark.y) for mark in loaded.annotations if mark.label is label]
-        for label in (Label.MITOTIC_FIGURE, Label.NON_MITOTIC_FIGURE)
-    )
-    candidates = read_detections(folder / "detections.csv")
-    scores = SlideScores(slide, mpp, figures, candidates, look_alikes, **known, area_mm2=area)
-    seen, training_cases = bool(count.get("seen_in_training")), tuple(count.get("training_cases", ()))
-    return ScoredSlide(scores, threshold, loaded.n_outside, seen, training_cases, (width, height), hotspot)
 
 
 def write_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

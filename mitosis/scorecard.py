@@ -14,18 +14,18 @@ from numpy.typing import ArrayLike, NDArray
 from mitosis.agreement import BlandAltman, Icc, Mape, bland_altman, count_bias, icc, mape, spearman, weighted_kappa
 from mitosis.detections import Detections
 from mitosis.evaluation import evaluate
+from mitosis.grading import RULES, Rule
 from mitosis.intervals import bootstrap_interval, bootstrap_sums
 from mitosis.matching import DEFAULT_PROTOCOL, PROTOCOLS, MatchResult, Protocol
 from mitosis.ranking import DetectionCurve, RankedCandidates, SlideScores
 
-__all__ = ["FP_RATES", "SCORE_CUTS", "CountAgreement", "Row", "Scorecard", "score_slides"]
+__all__ = ["FP_RATES", "SCORE_RULE", "CountAgreement", "Row", "Scorecard", "score_slides"]
 
 FP_RATES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives a mm² at which recall is given."""
 
-SCORE_CUTS = (4.0, 8.0)
-"""Densities, figures a mm², from which a case has score 2 and 3: up to 3, 4 to 7, 8 and more a mm², rounded down (the
-mitotic score of the Nottingham grade by density, as in the HL7 breast cancer reporting guide)."""
+SCORE_RULE = RULES["nottingham-density"]
+"""What makes a score of a density: that of `mitosis count --rule nottingham-density`."""
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -41,8 +41,10 @@ class Row:
         Marks, and detections at or above the threshold.
     result : MatchResult
         Under the chosen protocol.
+    one_to_one : MatchResult
+        At the radius of the chosen protocol, whatever else its rule is.
     on_look_alikes : int
-        False positives (one to one) that lie on a marked look-alike.
+        False positives of `one_to_one` that lie on a marked look-alike.
     area_mm2 : float
         NaN where it is not known.
     intervals : dict
@@ -54,6 +56,7 @@ class Row:
     n_figures: int
     n_found: int
     result: MatchResult
+    one_to_one: MatchResult
     on_look_alikes: int
     area_mm2: float
     intervals: Mapping[str, Interval]
@@ -124,6 +127,7 @@ class _Scored(NamedTuple):
     case_id: str
     result: MatchResult
     n_found: int
+    one_to_one: MatchResult
     on_look_alikes: int
 
 
@@ -132,7 +136,7 @@ def score_slides(
     thresholds: Mapping[str, float],
     protocol: Protocol = PROTOCOLS[DEFAULT_PROTOCOL],
     readers: Mapping[str, Mapping[str, ArrayLike]] | None = None,
-    score_cuts: Sequence[float] = SCORE_CUTS,
+    score_rule: Rule = SCORE_RULE,
     seed: int = 0,
 ) -> Scorecard:
     """Score every slide at its threshold.
@@ -143,8 +147,8 @@ def score_slides(
         Slide to least score that counts.
     readers : dict of dicts
         Reader to slide to marked figures, float [N, 2] level-0 px; slides that a reader did not look at are absent.
-    score_cuts : sequence of float
-        Densities a mm² at which the next score begins.
+    score_rule : Rule
+        Compares densities; the kappa of counts is that of its scores.
     seed : int
         Of the bootstrap.
     """
@@ -169,7 +173,7 @@ def score_slides(
         _average_precision_interval(scored, ranked, seed),
         tuple(_row(name, marked, seed) for name, marked in of_reader.items()),
         tuple(
-            _agreement(who, unit, _rows(some, key, seed), score_cuts)
+            _agreement(who, unit, _rows(some, key, seed), score_rule)
             for who, some in {"model": scored, **of_reader}.items()
             for unit, key in (("slide", lambda one: one.slide.slide), ("case", lambda one: one.case_id))
         ),
@@ -183,13 +187,14 @@ def _with_marks(slide: SlideScores, marks: ArrayLike) -> SlideScores:
 
 
 def _score(slide: SlideScores, threshold: float, protocol: Protocol) -> _Scored:
-    score = slide.candidates.score
+    score, plain = slide.candidates.score, evaluate([slide], threshold, protocol.radius_um)
     return _Scored(
         slide,
         slide.case_id or slide.slide,
         _result(slide, threshold, protocol),
         int(np.count_nonzero(score > threshold if protocol.strict else score >= threshold)),
-        evaluate([slide], threshold, protocol.radius_um).on_look_alikes,
+        plain.pooled,
+        plain.on_look_alikes,
     )
 
 
@@ -216,6 +221,7 @@ def _row(name: str, scored: Sequence[_Scored], seed: int) -> Row:
         sum(_n_figures(one.slide) for one in scored),
         sum(one.n_found for one in scored),
         sum((one.result for one in scored), MatchResult()),
+        sum((one.one_to_one for one in scored), MatchResult()),
         sum(one.on_look_alikes for one in scored),
         float(sum(one.slide.area_mm2 for one in scored)),
         _intervals(scored, seed),
@@ -234,12 +240,18 @@ def _intervals(scored: Sequence[_Scored], seed: int) -> dict[str, Interval]:
     return {name: bootstrap_sums(totals, share, seed=seed) for name, share in SHARES.items()}
 
 
-def _agreement(who: str, unit: str, rows: Sequence[Row], score_cuts: Sequence[float]) -> CountAgreement:
+def _agreement(who: str, unit: str, rows: Sequence[Row], score_rule: Rule) -> CountAgreement:
     truth = np.array([row.n_figures for row in rows], dtype=np.float64)
     found = np.array([row.n_found for row in rows], dtype=np.float64)
     area = np.array([row.area_mm2 for row in rows], dtype=np.float64)
-    known = area > 0
-    score = [np.digitize(counts[known] / area[known], score_cuts) for counts in (truth, found)]
+    known, names = area > 0, [c.score for c in score_rule.classes]
+    score = [
+        [
+            names.index(score_rule.score(score_rule.value(n, mm2)))
+            for n, mm2 in zip(counts[known], area[known], strict=True)
+        ]
+        for counts in (truth, found)
+    ]
     return CountAgreement(
         who,
         unit,
@@ -251,7 +263,7 @@ def _agreement(who: str, unit: str, rows: Sequence[Row], score_cuts: Sequence[fl
         bland_altman(found, truth),
         icc(np.stack([truth, found], axis=1)),
         spearman(truth, found),
-        weighted_kappa(score[0], score[1], n_classes=len(score_cuts) + 1),
+        weighted_kappa(score[0], score[1], n_classes=len(names)),
     )
 
 

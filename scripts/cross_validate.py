@@ -20,12 +20,12 @@ from mitosis.checkpoints import load_model
 from mitosis.cohort import SlideSource, find_sources
 from mitosis.cohort_count import count_slides
 from mitosis.config import Config, load_config
+from mitosis.counted import ScoredSlide, read_scores
 from mitosis.evaluation import choose_threshold, cross_thresholds, evaluate
 from mitosis.inference import Model
 from mitosis.matching import MatchResult
 from mitosis.patches import PatchIndex
 from mitosis.ranking import DetectionCurve, SlideScores
-from mitosis.report import ScoredSlide, read_scores
 from mitosis.training import train
 
 

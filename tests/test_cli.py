@@ -13,6 +13,7 @@ import pytest
 from conftest import add_slide, contents, damage_tiles, draw_field, save_marks, save_slide, save_tiff
 from PIL import Image
 
+from mitosis.annotations import Label, read_annotations
 from mitosis.cli import main
 from mitosis.cli.count import _Speed
 from mitosis.cohort_count import Progress
@@ -293,6 +294,14 @@ def test_a_manifest_of_slides_to_count_may_name_regions(slides_folder, model_fol
     first, second = (json.loads((tmp_path / "out" / name / "count.json").read_text()) for name in ("A01", "B01"))
     assert (first["case_id"], second["case_id"]) == ("A", "B")
     assert first["tissue_mm2"] == pytest.approx(second["tissue_mm2"] / 2)
+    code, _, err = run("evaluate", tmp_path / "out", slides_folder)
+    figures = read_annotations(slides_folder / "A01.csv", "A01").annotations
+    inside = [mark for mark in figures if mark.x < 128]
+    assert 0 < len(inside) < len(figures)
+    n_inside = sum(mark.label is Label.MITOTIC_FIGURE for mark in inside)
+    rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["slides"]
+    assert (code, [row["n_figures"] for row in rows]) == (0, [n_inside, 6])
+    assert f"A01: {len(figures) - len(inside)} marks lie outside the slide, or its region of interest" in err
 
 
 # Help, usage, imports
@@ -624,7 +633,7 @@ def test_marks_that_cannot_be_used_are_warned_of(slides, model_folder, tmp_path)
     ]
     assert run("count", slides, "--model", model_folder, "--out", tmp_path / "results", *TILES)[0] == 0
     code, out, err = run("evaluate", tmp_path / "results", slides, "--json", "--allow-seen", "A01")
-    assert (code, err) == (0, "Warning: A01: 1 marks lie outside the slide and are left out.\n")
+    assert (code, err) == (0, "Warning: A01: 1 marks lie outside the slide, or its region of interest, and are left out.\n")
     pooled = json.loads(out)["pooled"]
     assert [pooled[name] for name in ("tp", "fp", "fn", "fp_on_look_alikes")] == [6, 0, 0, 0]
 

@@ -10,6 +10,8 @@ from conftest import save_marks
 from PIL import Image
 from test_cli import expect_error, files_in, run
 
+from mitosis.report import write_summary
+
 HEADER = "slide,id,x_px,y_px,x_um,y_um,score,class,area_um2,counted"
 
 
@@ -25,7 +27,10 @@ def counted(folder, name, found, **fields):
         "threshold": 0.5,
         "slide_dimensions": [300, 200],
         "tissue_mm2": 0.015,
-        "hotspot": {"x0": 0, "y0": 0, "x1": 300, "y1": 200},
+        "hotspot": {
+            **{"x0": 0, "y0": 0, "x1": 300, "y1": 200, "area_mm2": 0.015, "window_mm2": 0.015},
+            **{"mitotic_count": 2, "interval": [0, 9], "density_per_mm2": 133.3, "shape": "rectangle"},
+        },
         **fields,
     }
     (place / "count.json").write_text(json.dumps(count))
@@ -95,6 +100,46 @@ def test_a_threshold_cannot_be_chosen_on_the_only_case(here):
     (here / "results" / "B1" / "count.json").unlink()
     sentence = expect_error("evaluate", here / "results", here / "truth", "--choose", "f1")
     assert "there is only one case" in sentence
+
+
+def test_thresholds_are_chosen_at_the_radius_of_the_protocol(here):
+    """Each slide has a figure found 2 µm off at 0.9 and one 6 µm off at 0.6."""
+    for case in "CD":
+        counted(here / "near", case, [(50, 50, 0.9), (150, 50, 0.6)], case_id=case)
+        save_marks(here / "truth" / f"{case}.csv", [(54, 50), (162, 50)])
+    words = ("evaluate", here / "near", here / "truth", "--choose", "f1", "--json", "--protocol")
+    for protocol, (tp, fp) in {"optimal": (4, 0), "mitos12-5um": (2, 0)}.items():
+        found = json.loads(run(*words, protocol)[1])["pooled"]
+        assert (found["tp"], found["fp"]) == (tp, fp)
+
+
+def test_slides_whose_count_failed_are_named(here):
+    write_summary(here / "results" / "summary.csv", [{"slide": "Z9", "status": "failed", "error": "broken"}])
+    code, out, err = run("evaluate", here / "results", here / "truth")
+    assert code == 0
+    assert err == "Warning: Not scored, as their count failed: Z9.\n"
+    assert "their count failed: Z9" in out
+    assert "their count failed: Z9" in (here / "results" / "evaluation.html").read_text()
+
+
+@pytest.mark.parametrize("readers", [["model"], ["x", "x"]])
+def test_a_name_of_a_reader_that_is_taken_is_refused(here, readers):
+    words = [word for name in readers for word in ("--reader", f"{name}={here / 'truth'}")]
+    assert f"the name '{readers[-1]}' is taken" in expect_error("evaluate", here / "results", here / "truth", *words)
+
+
+@pytest.mark.parametrize("threshold", ["nan", "-3", "1.5"])
+def test_a_threshold_that_is_no_score_is_refused(here, threshold):
+    sentence = expect_error("evaluate", here / "results", here / "truth", f"--threshold={threshold}")
+    assert "scores lie between 0 and 1" in sentence
+
+
+def test_names_with_dollar_signs_and_slides_without_any_figure(here):
+    counted(here / "none", "C", [(50, 50, 0.9)], case_id="a$^$", domain="$x")
+    save_marks(here / "truth" / "C.csv", [])
+    code, out, err = run("evaluate", here / "none", here / "truth")
+    assert (code, err) == (0, "")
+    assert "Average precision –." in out
 
 
 def test_another_protocol_is_scored(here):

@@ -53,6 +53,30 @@ def test_another_area_is_scaled_and_said():
     assert not grade(7, 2.36, find_rule("canine-mast-cell")).scaled
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "area", "score"),
+    [
+        ("gist", 5, 4.999999999999936, "low"),
+        ("net", 2, 2.00000000000038, "G2"),
+        ("net", 20, 1.9999999999996, "G2"),
+        ("nottingham-density", 16, 2.00000000000038, "3"),
+        ("nottingham-density", 3, 0.9999999999997, "1"),
+        ("canine-mast-cell", 7, 2.3700000000004, "high"),
+        # scaled, to a cut-off
+        ("gist", 3, 2.9999999999997, "low"),
+    ],
+)
+def test_the_last_bit_of_an_area_decides_nothing(name, count, area, score):
+    assert grade(count, area, find_rule(name)).score == score
+
+
+def test_a_count_in_nearly_the_area_of_the_rule_is_taken_as_it_is():
+    for count, area, name, score in ((5, 4.95, "gist", "low"), (20, 1.97, "net", "G2"), (2, 2.03, "net", "G2")):
+        found = grade(count, area, find_rule(name), np.array([float(count)]))
+        assert (found.value, found.scaled, found.score) == (count, False, score)
+        assert found.probabilities[score] == 1
+
+
 def test_a_count_at_a_cut_off_is_nearly_a_coin_flip():
     found = grade(8, 1.0, find_rule("nottingham-density"))
     assert sum(found.probabilities.values()) == pytest.approx(1)

@@ -13,9 +13,8 @@ from mitosis.annotations import Label
 from mitosis.annotations.geojson import read as read_geojson
 from mitosis.counting import mitotic_count
 from mitosis.detections import Detections
-from mitosis.errors import AnnotationError
 from mitosis.geometry import Box
-from mitosis.report import DETECTION_COLUMNS, SUMMARY_COLUMNS, read_detections, write_report, write_summary
+from mitosis.report import DETECTION_COLUMNS, SUMMARY_COLUMNS, write_report, write_summary
 from mitosis.slides import BadTile, open_slide
 from mitosis.tissue import find_tissue
 
@@ -62,24 +61,6 @@ def test_table_holds_every_candidate_in_order(tmp_path):
     assert tuple(rows[0]) == DETECTION_COLUMNS
     assert [row["y_px"] for row in rows] == ["80.50", "90.50", "400.50", "300.00"]
     assert [(row["counted"], row["class"]) for row in rows[2:]] == [("1", "mitotic figure"), ("0", "candidate")]
-
-
-def test_table_is_read_back(tmp_path):
-    paths, _ = report_on(tmp_path)
-    found = read_detections(paths["detections.csv"])
-    np.testing.assert_array_equal(found.score, CANDIDATES.sorted().score)
-    np.testing.assert_allclose(found.xy, CANDIDATES.sorted().xy, atol=0.005)
-    np.testing.assert_allclose(found.area_um2, CANDIDATES.sorted().area_um2, atol=0.005)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a,b\n", "a,b\n1,2\n", "x_px,y_px,score,area_um2\n1,2,nan,4\n", "x_px,y_px,score,area_um2\n1\n"]
-)
-def test_what_is_no_table_of_detections_is_refused(tmp_path, text):
-    path = tmp_path / "detections.csv"
-    path.write_text(text)
-    with pytest.raises(AnnotationError, match=r"detections\.csv: not a table of detections"):
-        read_detections(path)
 
 
 def test_geojson_holds_what_counts_and_the_hotspot(tmp_path):

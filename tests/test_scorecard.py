@@ -1,5 +1,7 @@
 """The scorecard: rows that add up, intervals over cases, readers beside the model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from mitosis.detections import Detections
 from mitosis.matching import PROTOCOLS, MatchResult
 from mitosis.ranking import SlideScores
-from mitosis.scorecard import score_slides
+from mitosis.scorecard import SCORE_RULE, score_slides
 
 
 def slide(name, figures, found, case="", domain="", area_mm2=1.0, look_alikes=()):
@@ -89,6 +91,25 @@ def test_readers_are_scored_on_the_slides_they_marked():
     assert agreement["model", "case"].truth.tolist() == [3, 0, 1]
     assert agreement["model", "case"].found.tolist() == [3, 1, 0]
     assert agreement["lazy", "slide"].count_bias == pytest.approx(-2 / 3)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_more_false_positives_lie_on_look_alikes_than_there_are(protocol):
+    """Of two detections on one figure `amida-tupac` ignores the second, which lies on a look-alike."""
+    twice = slide("a", [(0, 0)], [(0, 0, 0.9), (3, 0, 0.8), (50, 0, 0.5)], look_alikes=[(3, 0), (50, 0)])
+    row = score_slides([twice], {"a": 0.5}, PROTOCOLS[protocol]).pooled
+    assert row.one_to_one == MatchResult(1, 2, 0)
+    assert row.on_look_alikes == 2
+
+
+def test_densities_between_two_scores_are_those_that_the_rule_of_a_count_gives():
+    """Between 3 and 4 a mm² lie score 1 and 2."""
+    some = [slide(name, [(0, 0)] * n, [(0, 0, 0.9)] * n, area_mm2=2.37) for name, n in (("a", 7), ("b", 8))]
+    thrice = [replace(some[0], candidates=some[1].candidates), some[1]]
+    assert SCORE_RULE.score(SCORE_RULE.value(7, 2.37)) == "1"
+    assert SCORE_RULE.score(SCORE_RULE.value(8, 2.37)) == "2"
+    assert score_slides(some, {"a": 0.5, "b": 0.5}).agreement[0].kappa == 1
+    assert score_slides(thrice, {"a": 0.5, "b": 0.5}).agreement[0].kappa == 0
 
 
 def test_scores_follow_the_density():

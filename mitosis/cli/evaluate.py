@@ -11,9 +11,9 @@ import typer
 from mitosis.cli.options import CasePattern, Mpp
 
 if TYPE_CHECKING:
+    from mitosis.counted import ScoredSlide
     from mitosis.evaluation_page import EvaluationReport
     from mitosis.gallery import Mistake
-    from mitosis.report import ScoredSlide
     from mitosis.scorecard import Row
 
 __all__ = ["evaluate"]
@@ -68,11 +68,13 @@ def evaluate(
 
     if threshold is not None and choose is not None:
         raise typer.BadParameter("give either --threshold or --choose")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold {threshold:g}: scores lie between 0 and 1.")
     if protocol not in PROTOCOLS:
         raise ConfigError(f"--protocol {protocol}: unknown. Known: {', '.join(PROTOCOLS)}.")
     scored = _read(results, annotations, case_pattern)
-    notes = _guard(scored, [case for case in allow_seen.split(",") if case])
-    thresholds, how = _thresholds(scored, threshold, choose)
+    notes = _guard(scored, [case for case in allow_seen.split(",") if case]) + _failed(results)
+    thresholds, how = _thresholds(scored, threshold, choose, PROTOCOLS[protocol].radius_um)
     report = _report(scored, thresholds, how, protocol, _read_readers(scored, readers or []), notes)
     report = _with_crops(report, slides, mpp)
     paths = write_evaluation(out or results, report)
@@ -85,8 +87,8 @@ def evaluate(
 
 def _read(results: Path, annotations: Path, case_pattern: str | None) -> "list[ScoredSlide]":
     from mitosis.cohort import case_of
+    from mitosis.counted import read_scores
     from mitosis.errors import ConfigError
-    from mitosis.report import read_scores
 
     folders = sorted(path.parent for path in results.glob("**/count.json"))
     if not folders:
@@ -96,7 +98,8 @@ def _read(results: Path, annotations: Path, case_pattern: str | None) -> "list[S
         slide = read_scores(folder, annotations)
         if slide.n_outside:
             typer.echo(
-                f"Warning: {slide.scores.slide}: {slide.n_outside} marks lie outside the slide and are left out.",
+                f"Warning: {slide.scores.slide}: {slide.n_outside} marks lie outside the slide, or its region of "
+                "interest, and are left out.",
                 err=True,
             )
         if case_pattern is not None:
@@ -128,14 +131,26 @@ def _guard(scored: "Sequence[ScoredSlide]", allowed: Sequence[str]) -> list[str]
     return [f"The model learned from {', '.join(sorted(seen))}: no measure of new slides."] if seen else []
 
 
+def _failed(results: Path) -> list[str]:
+    """A note on slides whose count failed: nothing is known of them, which the figures do not show."""
+    from mitosis.counted import failed_slides
+
+    failed = sorted({name for path in results.glob("**/summary.csv") for name in failed_slides(path)})
+    if not failed:
+        return []
+    note = f"Not scored, as their count failed: {', '.join(failed)}."
+    typer.echo(f"Warning: {note}", err=True)
+    return [note]
+
+
 def _thresholds(
-    scored: "Sequence[ScoredSlide]", threshold: float | None, choose: Choice | None
+    scored: "Sequence[ScoredSlide]", threshold: float | None, choose: Choice | None, radius_um: float
 ) -> tuple[dict[str, float], str]:
     """The threshold of each slide, and where it comes from."""
     from mitosis.evaluation import cross_thresholds
 
     if choose is not None:
-        of_case = cross_thresholds([slide.scores for slide in scored], objective=choose.value)
+        of_case = cross_thresholds([slide.scores for slide in scored], radius_um, choose.value)
         what = "best F1" if choose is Choice.F1 else "count without bias"
         how = f"Each case is scored at the threshold of {what} on all other cases."
         return {slide.scores.slide: of_case[slide.scores.case_id] for slide in scored}, how
@@ -156,12 +171,15 @@ def _read_readers(
         name, equals, path = reader.partition("=")
         if not (name and equals and path):
             raise ConfigError(f"--reader {reader}: write NAME=PATH, for instance --reader 'pathologist 2=marks2'.")
+        if name == "model" or name in found:
+            raise ConfigError(f"--reader {reader}: the name {name!r} is taken. Choose another.")
         found[name] = {}
         for slide in scored:
             scores = slide.scores
             marks = load_annotations(Path(path), scores.slide, slide.dimensions, scores.slide_mpp, missing_ok=True)
             if marks is not None:
-                figures = [(mark.x, mark.y) for mark in marks.annotations if mark.label is Label.MITOTIC_FIGURE]
+                seen = slide.region.holding(marks.annotations) if slide.region else marks.annotations
+                figures = [(mark.x, mark.y) for mark in seen if mark.label is Label.MITOTIC_FIGURE]
                 found[name][scores.slide] = figures
         if not found[name]:
             raise AnnotationError(f"--reader {reader}: no marks for any of the counted slides. Check the path.")
@@ -220,13 +238,14 @@ def _print_table(report: "EvaluationReport") -> None:
             typer.echo(_line(row, width))
         if group and group is not groups[-1]:
             typer.echo("")
-    curve, protocol = card.curve, card.protocol
-    typer.echo(f"Average precision {curve.average_precision:.3f}. {report.how}")
+    curve, protocol, plain = card.curve, card.protocol, card.pooled.one_to_one
+    precision = f"{curve.average_precision:.3f}" if curve.n_figures else "–"
+    typer.echo(f"Average precision {precision}. {report.how}")
     others = ", ".join(f"{name} {result.f1:.3f}" for name, result in card.protocols.items() if name != protocol.name)
     typer.echo(f"F1 under the other protocols: {others}.")
     typer.echo(
         f"Protocol {protocol.name}, within {protocol.radius_um:g} µm; "
-        f"{card.pooled.on_look_alikes} of {card.pooled.result.fp} false positives lie on marked look-alikes."
+        f"{card.pooled.on_look_alikes} of {plain.fp} false positives (one to one) lie on marked look-alikes."
     )
     for note in report.notes:
         typer.echo(note)
