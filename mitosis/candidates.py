@@ -215,7 +215,8 @@ class _Cutter:
             found, mpp = counted.candidates.sorted(), slide.mpp
             labels, missed = label_candidates(found.xy, figures, look_alikes, slide.mpp)
             if split == TRAIN:  # on validation slides every candidate has a say in the threshold
-                found, labels = found[: settings.max_per_slide], labels[: settings.max_per_slide]
+                kept = (np.arange(len(found)) < settings.max_per_slide) | (labels == FIGURE)
+                found, labels = found[kept], labels[kept]
             xy = np.concatenate([found.xy, figures[missed]])
             stain = measure_stain(slide, counted.tissue, card.mpp) if card.network.normalise_stain else None
             crops = read_crops(slide, xy, settings.mpp, crop_side(settings.crop), stain)

@@ -17,6 +17,7 @@ from mitosis.sections import (
     NetworkConfig,
     Positive,
     Section,
+    Seed,
     TrainConfig,
     VerifierConfig,
 )
@@ -50,7 +51,7 @@ class ExtractConfig(Section):
     """A tile without marks is kept if at least this fraction of it is tissue."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Fraction of the cases set aside for validation."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class CountConfig(Section):

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from mitosis.augment import augment
 from mitosis.config import NetworkConfig, TrainConfig
 from mitosis.domains import FOURIER, RESOLUTION, Donors, as_scanned, mix_amplitudes, resample, stream, window_side
+from mitosis.errors import PatchIndexError
 from mitosis.masks import MITOTIC_FIGURE, NON_MITOTIC_FIGURE
-from mitosis.minority import FigureBank, interpolate, paste
+from mitosis.minority import SIDE, FigureBank, interpolate, paste
 from mitosis.patch_cache import PatchCache
 from mitosis.patches import MITOTIC, Patch, PatchIndex
 from mitosis.sampling import Draw
@@ -34,6 +35,18 @@ class Item(NamedTuple):
     kind: str
 
 
+def _bank(index: PatchIndex, config: TrainConfig) -> FigureBank | None:
+    if not (config.paste_share or config.smote_share):
+        return None
+    bank = FigureBank.of(index)
+    if len(bank) < (2 if config.smote_share else 1):
+        raise PatchIndexError(
+            f"{index.folder}: {len(bank)} figures fit into crops of {SIDE} px to be pasted, too few. Extract at more "
+            "µm/px, with larger patches, or set train.paste_share and train.smote_share to 0."
+        )
+    return bank
+
+
 class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     """Crops of the patches of an index, asked for by `Draw`.
 
@@ -44,7 +57,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, index: PatchIndex, config: TrainConfig, network: NetworkConfig) -> None:
         self.index, self.config, self.network = index, config, network
         self.cache = PatchCache(index, config.cache_mb << 20)
-        self.bank = FigureBank.of(index) if config.paste_share or config.smote_share else None
+        self.bank = _bank(index, config)
         patches = index.patches
         self.donors = Donors(tuple(patch.domain for patch in patches), tuple(patch.case_id for patch in patches))
 

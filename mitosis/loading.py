@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from mitosis.errors import MitosisError
 from mitosis.runtime import pinned
 from mitosis.threads import in_threads
 
@@ -44,7 +45,10 @@ def load_batches(dataset: Dataset[Any], batches: Sequence[Sequence[Any]], worker
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the stream that dropout draws from
     )
-    yield from map(tuple, loader)
+    try:
+        yield from map(tuple, loader)
+    except MitosisError as error:  # torch tells the whole traceback of the other process, its last line is the sentence
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
 
 
 def _work_alone(_worker: int) -> None:

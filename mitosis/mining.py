@@ -129,7 +129,7 @@ def mine(
         "max_per_slide": max_per_slide,
         "safe_um": SAFE_UM,
         "decisions": read_review(review) if review else None,
-        "count": config.count.model_dump(include={"merge_um", "max_bad_fraction"}),
+        "count": config.count.model_dump(include={"merge_um", "max_bad_fraction", "views", "engine", "precision"}),
         "extract": config.extract.model_dump(),
         "slides": {slide_id: key for slide_id, (_, key) in read.items()},
         "earlier": [sha256(folder / "mined.csv") for folder in earlier],

@@ -55,10 +55,11 @@ def oversample_features(
     short = {label: n for label, n in counts.items() if 2 <= n < max(counts.values())}
     if not short:
         return x, y
-    wanted = dict.fromkeys(short, max(counts.values()))
-    neighbours = min(_NEIGHBOURS, min(short.values()) - 1)
-    more, names = SMOTE(sampling_strategy=wanted, k_neighbors=neighbours, random_state=seed).fit_resample(x, y)
-    return np.asarray(more, dtype=np.float32), np.asarray(names, dtype=np.int64)
+    most = max(counts.values())
+    for label, n in sorted(short.items()):  # one at a time: a class of few members has fewer neighbours
+        smote = SMOTE(sampling_strategy={label: most}, k_neighbors=min(_NEIGHBOURS, n - 1), random_state=seed)
+        x, y = smote.fit_resample(x, y)
+    return np.asarray(x, dtype=np.float32), np.asarray(y, dtype=np.int64)
 
 
 def refit_head(head: nn.Linear, features: ArrayLike, labels: ArrayLike, seed: int) -> None:

@@ -19,6 +19,7 @@ __all__ = [
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 HalfWidth = Annotated[float, Field(ge=0, le=0.5)]
 Count = Annotated[int, Field(ge=1)]
 Mpp = Annotated[float, Field(ge=0.05, le=4)]
@@ -119,7 +120,7 @@ class TrainConfig(JitterConfig):
     """Processes that load patches; 0 takes a thread of the training process. The result does not depend on it."""
     cache_mb: Annotated[int, Field(ge=0)] = 1024
     """Patches that each of them keeps in memory, MB. The result does not depend on it."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:
@@ -221,7 +222,7 @@ class VerifierConfig(JitterConfig):
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that make what is shown; 0 takes a thread, which a GPU waits for most of the time. The result does not
     depend on it."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _channels_stand_in_sets(self) -> Self:

@@ -131,6 +131,8 @@ class Run:
         """Train to the last step; gives the card of the best model."""
         config, is_first = self.config.train, self.ranks.is_first
         start = self._resume()
+        if is_first and self.start_card and not start:
+            self._save_state(0)  # a run that goes on from here began with these weights too
         dataset = PatchDataset(self.train_index, config, self.config.network)
         for step, (images, masks) in enumerate(load_batches(dataset, self.batches[start:], config.workers), start + 1):
             self.losses.append(self.step(step, images, masks))
@@ -209,6 +211,8 @@ class Run:
             raise PatchIndexError(
                 f"{self.index.folder}: the patches are not those that the run in {self.out} began with."
             )
+        if self.start_card and self.start_card != state["start_card"]:
+            raise ConfigError(f"{self.out}: its run began with another model. Resume with the same --start, or none.")
         self.learner.load_state(state)
         self.best, self.calibration = state["best"], state.get("calibration", [])
         self.history = [Metrics(**metrics) for metrics in state["history"]]
@@ -283,8 +287,8 @@ def _load_start(start: Path, index: PatchIndex, config: Config) -> tuple[UNet, M
     network, card = load_model(start)
     if card.network != config.network:
         raise ModelError(f"{start}: its network ({card.network}) is not that of the settings ({config.network}).")
-    seen = set(card.training.get("cases", []))
-    leaked = sorted({patch.case_id for patch in index.patches if patch.split == VAL} & seen)
+    validation = {(patch.case_id, patch.source_sha256) for patch in index.patches if patch.split == VAL}
+    leaked = sorted({case for case, source in validation if card.has_seen(case, source)})
     if leaked:
         raise LeakageError(f"{start}: has learned from the validation cases {', '.join(leaked)}. Choose other ones.")
     return network, card

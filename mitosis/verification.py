@@ -177,8 +177,12 @@ def _keep_heads(network: Classifier) -> Classifier:
 
 @torch.no_grad()
 def _rebalance(network: Classifier, candidates: CandidateSet, settings: VerifierConfig) -> None:
-    """Learn the last layer anew on the features of all labelled candidates, as they are, filled up by SMOTE."""
-    rows = [candidate for candidate in candidates.candidates if candidate.label in CLASSES]
+    """Learn the last layer anew on the features of all labelled candidates, as they are, filled up by SMOTE.
+
+    Those of auxiliary domains, whose labels do not count, have no part in it.
+    """
+    own = candidates.where(lambda _, slide: slide.domain not in settings.auxiliary_domains)
+    rows = [candidate for candidate in own.candidates if candidate.label in CLASSES]
     device = _device(network)
     batches = _batches_of(replace(candidates, candidates=tuple(rows)), settings, device)
     features = np.concatenate([network.features(images).cpu().numpy() for images in batches])

@@ -207,8 +207,14 @@ def test_left_out_cases_are_not_learned_from(walked, tmp_path):
     folder, _ = walked
     options = ("--out", tmp_path / "run", "--val-cases", "", "--leave-out", "A", "--set", "train.steps=5", *LEARN[:10])
     code, _, err = run("train", folder / "patches", *options)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "Warning: no validation case, so F1 and threshold are those on training cases.\n")
     assert json.loads((tmp_path / "run" / "model.json").read_text())["training"]["cases"] == ["B"]
+
+
+def test_a_dry_run_without_training_cases_is_refused(walked, tmp_path):
+    folder, _ = walked
+    options = ("--dry-run", "--out", tmp_path / "plan", "--val-cases", "A,B", *LEARN)
+    assert "no patch is of a training case" in expect_error("train", folder / "patches", *options)
 
 
 def test_a_dry_run_says_what_an_epoch_will_show_and_trains_nothing(walked, tmp_path):
@@ -633,7 +639,10 @@ def test_marks_that_cannot_be_used_are_warned_of(slides, model_folder, tmp_path)
     ]
     assert run("count", slides, "--model", model_folder, "--out", tmp_path / "results", *TILES)[0] == 0
     code, out, err = run("evaluate", tmp_path / "results", slides, "--json", "--allow-seen", "A01")
-    assert (code, err) == (0, "Warning: A01: 1 marks lie outside the slide, or its region of interest, and are left out.\n")
+    assert (code, err) == (
+        0,
+        "Warning: A01: 1 marks lie outside the slide, or its region of interest, and are left out.\n",
+    )
     pooled = json.loads(out)["pooled"]
     assert [pooled[name] for name in ("tp", "fp", "fn", "fp_on_look_alikes")] == [6, 0, 0, 0]
 

@@ -10,12 +10,21 @@ from mitosis.config import Config, ExtractConfig, TrainConfig, load_config, save
 from mitosis.errors import ConfigError
 
 
-@given(st.builds(TrainConfig, steps=st.integers(200, 10**6), seed=st.integers(), figure_share=st.floats(0, 1)))
+@given(
+    st.builds(TrainConfig, steps=st.integers(200, 10**6), seed=st.integers(0, 2**63 - 1), figure_share=st.floats(0, 1))
+)
 def test_saved_settings_load_as_an_equal_object(tmp_path_factory: pytest.TempPathFactory, train: TrainConfig) -> None:
     path = tmp_path_factory.mktemp("config") / "settings.yaml"
     config = Config(train=train, extract=ExtractConfig(mpp=0.25))
     save_config(path, config)
     assert load_config(path) == config
+
+
+@pytest.mark.parametrize("section", ["extract", "train", "verifier"])
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(section: str, seed: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}.seed"):
+        load_config(None, (f"{section}.seed={seed}",))
 
 
 def test_assignments_win_over_the_file_and_later_over_earlier(tmp_path: Path) -> None:

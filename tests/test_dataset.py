@@ -10,8 +10,10 @@ from PIL import Image
 
 from mitosis.config import NetworkConfig, TrainConfig
 from mitosis.dataset import PatchDataset
+from mitosis.errors import PatchIndexError
 from mitosis.loading import load_batches
 from mitosis.masks import save_mask
+from mitosis.minority import FigureBank
 from mitosis.patches import Patch, PatchIndex
 from mitosis.sampling import Draw
 from mitosis.stain import StainLevels
@@ -221,6 +223,14 @@ def test_synthetic_figures_come_in_the_share_asked_for_and_never_where_a_figure_
     assert all(((item.mask > 0) & (item.mask <= 1)).any() for item in synthetic)
     fractions = [((item.mask > 0) & (item.mask < 1)).any() for item in synthetic]
     assert any(fractions) if kind == "interpolated" else not any(fractions)
+
+
+@pytest.mark.parametrize(("setting", "n_figures"), [("paste_share", 0), ("smote_share", 1)])
+def test_too_few_figures_to_paste_are_told_before_training(index, monkeypatch, setting, n_figures):
+    figures = FigureBank.of(index).figures[:n_figures]
+    monkeypatch.setattr("mitosis.dataset.FigureBank.of", lambda _: FigureBank(figures))
+    with pytest.raises(PatchIndexError, match=f"{n_figures} figures fit into crops of 64 px"):
+        PatchDataset(index, CONFIG.model_copy(update={setting: 0.5}), RAW[2])
 
 
 def test_pasted_items_are_augmented_as_figures(index, monkeypatch):

@@ -3,9 +3,11 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.data import Dataset
 
+from mitosis.errors import PatchIndexError
 from mitosis.loading import load_batches
 
 
@@ -35,3 +37,17 @@ def test_a_thread_loads_in_order_and_no_more_than_three_batches_ahead():
 
 def test_no_batch_is_no_batch():
     assert list(load_batches(Numbers(), [], 0)) == []
+
+
+class _Broken(Dataset):
+    """Nothing in it can be read."""
+
+    def __getitem__(self, _):
+        raise PatchIndexError("patches/a.png: damaged image. Extract again.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_a_patch_is_one_sentence_wherever_it_was_loaded(workers):
+    with pytest.raises(PatchIndexError) as caught:
+        list(load_batches(_Broken(), [[0]], workers))
+    assert str(caught.value) == "patches/a.png: damaged image. Extract again."

@@ -438,6 +438,7 @@ def test_two_runs_give_the_same_bytes(fields, tmp_path):
         ({"model": replace(MODEL, card=CARD.model_copy(update={"weights_sha256": "f" * 64}))}, "model_sha256"),
         ({"config": TINY.model_copy(update={"extract": TINY.extract.model_copy(update={"jitter": 3})})}, "extract"),
         ({"review": True}, "decisions"),
+        ({"config": TINY.model_copy(update={"count": TINY.count.model_copy(update={"views": 4})})}, "count"),
     ],
 )
 @pytest.mark.usefixtures("detected")
@@ -557,6 +558,21 @@ def test_the_verb_finds_the_nuclei_without_a_mark(words, model, tmp_path):
     assert lines[-1] == str(tmp_path / "mined" / "index.csv")
     code, out, _ = cli(*words, "--out", tmp_path / "mined", "--set", "count.tile_size=128")
     assert (code, "(done before)" in out) == (0, True)
+
+
+def test_a_manifest_tells_domains_and_where_somebody_looked(fields, base, model, tmp_path):
+    ring = [[0, 0], [100, 0], [100, 256], [0, 256], [0, 0]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
+    (tmp_path / "m.csv").write_text(f"slide,case,domain,roi\n{fields / 'A01'}.png,A,lab,roi.geojson\n")
+    words = ("--manifest", tmp_path / "m.csv", "--model", model, "--patches", base, "--out", tmp_path / "mined")
+    assert cli(*words)[0] == 2  # no marks
+    code, _, err = cli(*words, "--annotations", fields, "--set", "count.tile_size=128")
+    assert code == 0, err
+    inside = [place for place in WRONG if place[0] < 100]
+    assert 0 < len(inside) < len(WRONG)
+    assert len(mined_places(tmp_path / "mined")) == len(inside)
+    assert {patch.domain for patch in PatchIndex.read(tmp_path / "mined").patches} == {"lab"}
 
 
 @pytest.mark.usefixtures("detected")

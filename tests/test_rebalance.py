@@ -39,6 +39,15 @@ def test_the_same_seed_gives_the_same_points_and_another_does_not():
     assert not np.array_equal(first, other)
 
 
+def test_a_class_has_as_many_neighbours_as_its_own_members_allow():
+    """Six members on a circle: with five neighbours points lie between any two, with one only on its sides."""
+    angle = np.arange(6) * np.pi / 3
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    features = np.concatenate([np.full((400, 2), 9.0) + np.arange(400)[:, None] / 400, circle, [[20, 20], [21, 20]]])
+    more, names = oversample_features(features, np.repeat([0, 1, 2], [400, 6, 2]), seed=0)
+    assert np.hypot(*more[names == 1].T).min() < 0.5  # the sides are 0.87 from the middle
+
+
 def test_a_single_member_and_equal_classes_stay_as_they_are():
     for sizes in ([5, 1], [4, 4]):
         features, labels = clouds(sizes)

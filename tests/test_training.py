@@ -207,6 +207,30 @@ def test_a_start_that_has_learned_from_a_validation_case_is_refused(index, finis
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_that_has_learned_from_a_validation_slide_under_another_case_is_refused(index, finished, tmp_path):
+    patches = tuple(replace(patch, case_id=f"{patch.case_id} anew") for patch in index.patches)
+    renamed = PatchIndex(index.folder, patches)
+    seen = load_model(finished[0])[1].training["cases"][0]
+    with pytest.raises(LeakageError, match=f"has learned from the validation cases {seen} anew"):
+        train(renamed.with_val_cases([f"{seen} anew"]), tmp_path / "run", TINY, start=finished[0])
+
+
+def test_a_run_that_began_with_another_model_goes_on_with_it(index, finished, tmp_path):
+    """Also if it was stopped before its first validation, and whether or not the model is named again."""
+    seen = load_model(finished[0])[1].training["cases"]
+    others = index.where(lambda patch: patch.case_id not in seen).with_val_cases([])
+    card = train(others, tmp_path / "whole", TINY, start=finished[0])
+    for number, again in enumerate((None, finished[0])):
+        out = tmp_path / f"run-{number}"
+        with pytest.raises(KilledError):
+            train(others, out, TINY, start=finished[0], on_step=killed_after(1))
+        assert train(others, out, TINY, resume=True, start=again) == card
+    plain = tmp_path / "plain"
+    train(others, plain, TINY)
+    with pytest.raises(ConfigError, match="its run began with another model"):
+        train(others, plain, TINY, resume=True, start=finished[0])
+
+
 def test_a_start_of_another_shape_is_refused(index, finished, tmp_path):
     wider = TINY.model_copy(update={"network": TINY.network.model_copy(update={"width": 3})})
     with pytest.raises(ModelError, match=r"its network .* is not that of the settings"):

@@ -219,6 +219,21 @@ def test_the_last_layer_can_be_learned_anew_from_classes_filled_up(tmp_path, lea
     assert scores[:8].min() > scores[8:].max()
 
 
+def test_auxiliary_candidates_have_no_part_in_the_last_layer_learned_anew(tmp_path, monkeypatch):
+    """Their labels are those of other rules."""
+    asked = []
+    monkeypatch.setattr(module, "refit_head", lambda _head, features, *_: asked.append(len(features)))
+    candidates = candidate_set(tmp_path)
+    slides = {name: replace(slide, domain="own") for name, slide in candidates.slides.items()}
+    both = replace(candidates, slides=slides)
+    settings = QUICK_VERIFIER.model_copy(update={"smote": True, "steps": 1})
+    train_verifier(both, settings)
+    name = next(iter(slides))
+    other = replace(both, slides=slides | {name: replace(slides[name], domain="other")})
+    train_verifier(other, settings.model_copy(update={"auxiliary_domains": ("other",)}))
+    assert 0 < asked[1] == asked[0] - sum(row.slide_id == name for row in candidates.candidates)
+
+
 def test_crops_that_are_read_ahead_get_the_same_scores(learned, monkeypatch):
     """As where a GPU waits for them."""
     slide, places = spots_slide(9)

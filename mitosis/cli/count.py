@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set, Workers
+from mitosis.cli.sources import named_slides
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,11 +81,8 @@ def count(
 
     Example: mitosis count slide.svs
     """
-    if (manifest is None) == (not slides):
-        raise typer.BadParameter("name either SLIDES or a --manifest")
     if scheduler is not None and processes is not None:
         raise typer.BadParameter("--scheduler and --processes: choose one")
-    from mitosis.cohort import find_sources, read_manifest
     from mitosis.cohort_count import count_slides
     from mitosis.inference import Model
     from mitosis.models import find_model
@@ -98,8 +96,7 @@ def count(
         "rules": json.dumps(rule) if rule else None,
     }
     chosen = _settings(config, settings or [], given)
-    of_slides: dict[str, Any] = {"case_pattern": case_pattern, "domain": domain, "mpp": mpp}
-    sources = read_manifest(manifest, **of_slides) if manifest else find_sources(slides or [], **of_slides)
+    sources = named_slides(slides, manifest, case_pattern=case_pattern, domain=domain, mpp=mpp)
     share_heap()
     loaded = Model.load(find_model(model), chosen)
     results = []

@@ -1,11 +1,12 @@
 """``mitosis extract``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, Mpp, Set, Workers
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, MarksManifest, Mpp, Set, Workers
+from mitosis.cli.sources import named_slides
 
 if TYPE_CHECKING:
     from mitosis.extraction import SlideRecord
@@ -22,14 +23,7 @@ def extract(
         Path | None,
         typer.Option("--annotations", help="File or folder of marks. Without it patches have no masks."),
     ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            "--manifest",
-            help="CSV with the columns slide, case, domain, mpp, annotations, roi instead of SLIDES; "
-            "options serve rows that say nothing.",
-        ),
-    ] = None,
+    manifest: MarksManifest = None,
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
     domain: Domain = "",
@@ -46,15 +40,12 @@ def extract(
 
     from rich.progress import track
 
-    from mitosis.cohort import find_sources, read_manifest
     from mitosis.config import load_config
     from mitosis.extraction import extract_patches
 
-    if (manifest is None) == (not slides):
-        raise typer.BadParameter("name either SLIDES or a --manifest")
     chosen = load_config(config, tuple(settings or ())).extract
-    given: dict[str, Any] = {"case_pattern": case_pattern, "domain": domain, "mpp": mpp, "annotations": annotations}
-    sources = read_manifest(manifest, **given) if manifest else find_sources(slides or [], **given)
+    given = {"case_pattern": case_pattern, "domain": domain, "mpp": mpp, "annotations": annotations}
+    sources = named_slides(slides, manifest, **given)
     records = extract_patches(sources, out, chosen, (os.cpu_count() or 1) if workers is None else workers)
     done = list(track(records, "slides", total=len(sources), disable=not sys.stderr.isatty()))
     raise typer.Exit(_tell(done, out))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, ModelName, Mpp, Set
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, MarksManifest, ModelName, Mpp, Set
+from mitosis.cli.sources import marked_slides
 
 if TYPE_CHECKING:
     from mitosis.cohort import SlideSource
@@ -19,8 +20,6 @@ __all__ = ["mine"]
 
 
 def mine(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that hold them.", show_default=False)],
-    annotations: Annotated[Path, typer.Option("--annotations", help="File or folder of marks.", show_default=False)],
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder for the mined patches.", show_default=False)],
     patches: Annotated[
@@ -50,6 +49,13 @@ def mine(
         bool,
         typer.Option("--fine-tune", help="With --rounds: each begins with the weights of the last, not random ones."),
     ] = False,
+    slides: Annotated[
+        list[Path] | None, typer.Argument(help="Slide files, or folders that hold them.", show_default=False)
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="File or folder of marks.", show_default=False)
+    ] = None,
+    manifest: MarksManifest = None,
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
     domain: Domain = "",
@@ -59,7 +65,7 @@ def mine(
     """Cut patches of what a model wrongly takes for mitotic figures, for the next model to learn from.
 
     Only slides of the model's training cases are mined, and nothing within 15 µm of a mark. The same command goes on
-    with what was stopped.
+    with the round that was stopped.
 
     Example: mitosis mine slides --annotations slides --model run --patches patches --out mined
     """
@@ -67,15 +73,15 @@ def mine(
         raise typer.BadParameter("--rounds needs --patches and goes without --review")
     if rounds is None and (val_cases is not None or leave_out or fine_tune):
         raise typer.BadParameter("--val-cases, --leave-out and --fine-tune go with --rounds")
-    from mitosis.cohort import find_sources
     from mitosis.config import load_config
     from mitosis.models import find_model
 
-    given = () if threshold is None else (f"count.threshold={threshold}",)
-    chosen = load_config(config, (*(settings or ()), *given))
+    more = () if threshold is None else (f"count.threshold={threshold}",)
+    chosen = load_config(config, (*(settings or ()), *more))
     if patches is not None:
         chosen = chosen.model_copy(update={"extract": load_config(patches / "settings.yaml").extract})
-    sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
+    given = {"case_pattern": case_pattern, "domain": domain, "mpp": mpp, "annotations": annotations}
+    sources = marked_slides(slides, manifest, **given)
     mine_into = partial(_mine_into, sources, chosen, max_per_slide, review)
     if rounds is None or patches is None:
         mine_into(out, find_model(model), [])

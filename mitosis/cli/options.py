@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["CasePattern", "ConfigFile", "Domain", "ModelName", "Mpp", "Set", "Workers"]
+__all__ = ["CasePattern", "ConfigFile", "Domain", "MarksManifest", "ModelName", "Mpp", "Set", "Workers"]
 
 Mpp = Annotated[
     float | None,
@@ -16,6 +16,14 @@ CasePattern = Annotated[
     typer.Option(
         "--case-pattern",
         help="Regular expression that finds the case in a slide's name, e.g. '^A\\d\\d'. Default: a slide is a case.",
+    ),
+]
+MarksManifest = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        help="CSV with the columns slide, case, domain, mpp, annotations, roi instead of SLIDES; options serve rows "
+        "that say nothing.",
     ),
 ]
 Domain = Annotated[str, typer.Option("--domain", help="Scanner, laboratory or tumour, noted with each slide.")]

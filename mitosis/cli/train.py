@@ -68,6 +68,7 @@ def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool, start: 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mitosis.distributed import Ranks
+    from mitosis.splits import VAL
     from mitosis.training import train
     from mitosis.validation import Metrics
 
@@ -96,6 +97,8 @@ def _run(index: "PatchIndex", out: Path, config: "Config", resume: bool, start: 
         card = train(index, out, config, resume=resume, start=start, on_step=on_step, on_metrics=on_metrics)
     if not is_first:
         return
+    if not any(patch.split == VAL for patch in index.patches):
+        typer.echo("Warning: no validation case, so F1 and threshold are those on training cases.", err=True)
     typer.echo(
         f"Best: F1 {card.validation['f1']:.3f} at step {card.validation['step']}, threshold {card.threshold:.4f}."
     )
@@ -106,10 +109,14 @@ def _tell_plan(index: "PatchIndex", out: Path, config: "Config") -> None:
     from dataclasses import asdict
 
     from mitosis.dry_run import plan_run
+    from mitosis.errors import PatchIndexError
     from mitosis.files import make_folder, write_json
     from mitosis.splits import TRAIN
 
-    plan = plan_run(index.where(lambda patch: patch.split == TRAIN), config.train)
+    learned_from = index.where(lambda patch: patch.split == TRAIN)
+    if not learned_from.patches:
+        raise PatchIndexError(f"{index.folder}: no patch is of a training case. Choose other ones with --val-cases.")
+    plan = plan_run(learned_from, config.train)
     write_json(make_folder(out) / "dry_run.json", asdict(plan))
     _print_plan(plan)
     typer.echo(str(out / "dry_run.json"))

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, ModelName, Mpp, Set
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, MarksManifest, ModelName, Mpp, Set
+from mitosis.cli.sources import marked_slides
 
 if TYPE_CHECKING:
     from mitosis.checkpoints import VerifierCard
@@ -17,10 +18,15 @@ __all__ = ["verify"]
 
 
 def verify(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files, or folders that hold them.", show_default=False)],
-    annotations: Annotated[Path, typer.Option("--annotations", help="File or folder of marks.", show_default=False)],
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder for the model of both stages.", show_default=False)],
+    slides: Annotated[
+        list[Path] | None, typer.Argument(help="Slide files, or folders that hold them.", show_default=False)
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="File or folder of marks.", show_default=False)
+    ] = None,
+    manifest: MarksManifest = None,
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
     domain: Domain = "",
@@ -34,7 +40,6 @@ def verify(
 
     Example: mitosis verify slides --annotations slides --model run --out run2
     """
-    from mitosis.cohort import find_sources
     from mitosis.config import load_config
     from mitosis.errors import ConfigError
     from mitosis.models import find_model
@@ -43,7 +48,8 @@ def verify(
     chosen = load_config(config, tuple(settings or ()))
     if (out / "model.json").exists():
         raise ConfigError(f"{out}: holds a model already. Choose another --out.")
-    sources = find_sources(slides, case_pattern=case_pattern, domain=domain, mpp=mpp, annotations=annotations)
+    given = {"case_pattern": case_pattern, "domain": domain, "mpp": mpp, "annotations": annotations}
+    sources = marked_slides(slides, manifest, **given)
     first = find_model(model)
     candidates = _collect(sources, first, out / "candidates", chosen)
 
