@@ -186,7 +186,7 @@ def load_model(path: Path) -> tuple[UNet, ModelCard]:
     ModelError
         A file is missing or damaged, is of a newer format, or the two do not belong together.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent if path.name in (CARD, WEIGHTS) else path
     card = _read_card(folder / CARD)
     network = UNet.from_config(card.network).eval()
     _load_weights(folder / WEIGHTS, card.weights_sha256, network)
@@ -236,7 +236,7 @@ def load_gate(path: Path, card: ModelCard) -> Verifier | None:
 
 def _load_classifier(path: Path, name: str, digest: str, settings: VerifierConfig) -> Verifier:
     network = Verifier.from_config(settings).eval()
-    _load_weights((path if path.is_dir() else path.parent) / name, digest, network)
+    _load_weights((path.parent if path.name in (CARD, WEIGHTS) else path) / name, digest, network)
     return network
 
 

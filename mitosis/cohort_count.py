@@ -14,7 +14,7 @@ from typing import Any
 from mitosis.cohort import SlideSource
 from mitosis.config import CountConfig
 from mitosis.counting import CountReport
-from mitosis.errors import AnnotationError, MitosisError, SlideError
+from mitosis.errors import AnnotationError, ConfigError, MitosisError, SlideError
 from mitosis.files import sha256, sole_writer
 from mitosis.inference import StartedSlide, finish_slide, judge_candidates, start_slide
 from mitosis.regions import region_at
@@ -116,11 +116,12 @@ def count_slides(
     ------
     ConfigError
         `out` holds counts by other settings or another model and `overwrite` is not set; `tile_size` does not fit the
-        network.
+        network; the threshold is below `score_floor`.
     OutputError
         `out` cannot be written to, or another command is writing there.
     """
     check_tile_size(model, config)
+    _check_threshold(model, config)
     waiting: deque[_Job] = deque()
     with sole_writer(out):
         results = ResultsFolder.take_over(out, model.provenance(config), overwrite=overwrite)
@@ -138,6 +139,17 @@ def count_slides(
         finally:
             for job in waiting:
                 job.opened.close()
+
+
+def _check_threshold(model: Model, config: CountConfig) -> None:
+    """What scores less than `score_floor` is not there to be counted, whatever the threshold."""
+    verified = model.second_card(config) is not None
+    threshold = config.threshold or model.card.threshold_for(config.objective, verified=verified)
+    if threshold < config.score_floor:
+        raise ConfigError(
+            f"count.score_floor = {config.score_floor:g} is above the threshold, {threshold:g}, so candidates that "
+            f"count would be left out. Set count.score_floor to {threshold:g} or less."
+        )
 
 
 @dataclass

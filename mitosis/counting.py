@@ -40,6 +40,7 @@ __all__ = [
     "HOTSPOT_MM2",
     "CountReport",
     "Hotspot",
+    "area_text",
     "find_hotspot",
     "mitotic_count",
     "poisson_interval",
@@ -133,6 +134,11 @@ class CountReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def area_text(mm2: float) -> str:
+    """An area in mm² for people: two decimals, of less than 0.1 mm² two digits."""
+    return f"{mm2:.2f}" if mm2 >= 0.1 or not mm2 else f"{mm2:.2g}"
 
 
 def mitotic_count(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from mitosis.counting import CountReport, Hotspot
+from mitosis.counting import CountReport, Hotspot, area_text
 from mitosis.detections import Detections
 from mitosis.files import atomic_write
 from mitosis.geometry import Box, grid_dimensions
@@ -99,7 +99,7 @@ def _headline(report: CountReport) -> str:
     chance = f"95 % Poisson interval {low:.1f}–{high:.1f}"
     if report.true_count:
         chance = f"true count {report.true_count.low}–{report.true_count.high} (95 %)"
-    line = f"{hotspot.mitotic_count} mitotic {figures} in {hotspot.area_mm2:.2f} mm² (hotspot)   {chance}"
+    line = f"{hotspot.mitotic_count} mitotic {figures} in {area_text(hotspot.area_mm2)} mm² (hotspot)   {chance}"
     for given in (f"   {g.rule.name}: {g.score}" for g in report.grades if g.score):
         if len(line) + len(given) > LONGEST:  # the others are in count.json
             return f"{line}   …"
@@ -108,9 +108,10 @@ def _headline(report: CountReport) -> str:
 
 
 def _whole_slide(report: CountReport) -> str:
+    where = "region of interest" if report.region_sha256 or report.region else "whole slide"
     density = "" if report.density_per_mm2 is None else f" = {report.density_per_mm2:.2f} per mm²"
     return (
-        f"whole slide: {report.mitotic_count} in {report.tissue_mm2:.2f} mm² of tissue{density}   ·   "
+        f"{where}: {report.mitotic_count} in {area_text(report.tissue_mm2)} mm² of tissue{density}   ·   "
         f"threshold {report.threshold:.4g}   ·   candidates below it: {report.n_candidates - report.mitotic_count}"
     )
 
@@ -145,7 +146,7 @@ def _draw_hotspot(axes: Axes, slide: Slide, hotspot: Hotspot, counted: Detection
     for index in np.flatnonzero(inside[: GALLERY[0] * GALLERY[1]]):
         text = axes.annotate(str(index + 1), counted.xy[index], (9, 5), textcoords="offset points", size=11)
         text.set_path_effects(WHITE_HALO)
-    caption = f"hotspot: {hotspot.mitotic_count} in {hotspot.area_mm2:.2f} mm² of tissue, numbers as below"
+    caption = f"hotspot: {hotspot.mitotic_count} in {area_text(hotspot.area_mm2)} mm² of tissue, numbers as below"
     _finish(axes, (hotspot.x0, hotspot.x1), (hotspot.y0, hotspot.y1), slide.mpp, caption, HOTSPOT)
 
 

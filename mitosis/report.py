@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mitosis.annotations import Label
-from mitosis.counting import CountReport, Hotspot
+from mitosis.counting import CountReport, Hotspot, area_text
 from mitosis.detections import Detections
 from mitosis.files import make_folder, safe_cell, write_json, write_text
 from mitosis.overlay import draw_overlay
@@ -175,7 +175,7 @@ def _geojson(report: CountReport, candidates: Detections) -> dict[str, Any]:
 
 def _hotspot_feature(slide: str, name: str, hotspot: Hotspot) -> dict[str, Any]:
     feature = _feature(slide, name, "annotation", hotspot.outline(), "hotspot")
-    feature["properties"]["name"] = f"{hotspot.mitotic_count} mitotic figures in {hotspot.area_mm2:.2f} mm²"
+    feature["properties"]["name"] = f"{hotspot.mitotic_count} mitotic figures in {area_text(hotspot.area_mm2)} mm²"
     feature["properties"]["isLocked"] = True
     return feature
 

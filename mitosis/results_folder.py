@@ -91,12 +91,14 @@ class ResultsFolder:
 
 
 def _counts_in(out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Slide and content of each finished ``count.json``."""
+    """Slide and content of each finished ``count.json``; a folder that was copied or renamed is none of its slide."""
     for path in sorted(out.glob("*/count.json")):
         with suppress(OSError, ValueError, RecursionError):  # what cannot be read is not finished
             content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and all((path.parent / name).is_file() for name in _FILES):
-                yield path.parent.name, content
+            name = path.parent.name
+            is_own = isinstance(content, dict) and content.get("slide", name) == name
+            if is_own and all((path.parent / name).is_file() for name in _FILES):
+                yield name, {"slide": name, **content}
 
 
 def _decided_by(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,11 @@ def test_it_may_be_named_by_its_folder_or_either_file(folder):
     assert cards[0] == cards[1] == cards[2]
 
 
+def test_a_folder_that_is_not_there_is_not_the_one_above_it(folder):
+    with pytest.raises(ModelError, match="epoch9"):
+        load_model(folder / "epoch9")
+
+
 def test_the_card_knows_the_hash_of_the_weights_and_saving_twice_gives_the_same_bytes(folder, tmp_path):
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert json.loads((folder / "model.json").read_text())["weights_sha256"] == digest

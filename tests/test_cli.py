@@ -308,6 +308,8 @@ def test_a_manifest_of_slides_to_count_may_name_regions(slides_folder, model_fol
     rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["slides"]
     assert (code, [row["n_figures"] for row in rows]) == (0, [n_inside, 6])
     assert f"A01: {len(figures) - len(inside)} marks lie outside the slide, or its region of interest" in err
+    again = run("count", *words, "--case-pattern", "^.", "--overwrite", "--threshold", "0.5")
+    assert [" in the region of interest" in line for line in again[1].splitlines()[:2]] == [True, False]
 
 
 # Help, usage, imports

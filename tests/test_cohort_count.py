@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,6 +281,21 @@ def test_a_count_of_something_else_is_refused(slides_folder, tmp_path, content):
     write_json(out / "A02" / "count.json", content)
     with pytest.raises(ConfigError, match="A02 was counted with"):
         run(slides_folder, out)
+
+
+def test_a_folder_that_was_copied_is_no_second_slide(slides_folder, tmp_path):
+    out = tmp_path / "out"
+    run(slides_folder / "A01.png", out)
+    shutil.copytree(out / "A01", out / "copy of A01")
+    run(slides_folder / "A02.png", out)
+    assert [line.split(",")[0] for line in (out / "summary.csv").read_text().splitlines()[1:]] == ["A01", "A02"]
+
+
+@pytest.mark.parametrize("settings", [{"threshold": 0.01}, {"score_floor": 0.6}])
+def test_a_threshold_below_the_floor_is_refused_before_anything_is_written(slides_folder, tmp_path, settings):
+    with pytest.raises(ConfigError, match=r"count.score_floor = .* is above the threshold, .* Set count.score_floor"):
+        run(slides_folder, tmp_path / "out", settings=config(**settings))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_takes_further_slides_and_keeps_the_others(slides_folder, tmp_path):

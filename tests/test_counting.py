@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mitosis.counting import CountReport, find_hotspot, mitotic_count, poisson_interval
+from mitosis.counting import CountReport, area_text, find_hotspot, mitotic_count, poisson_interval
 from mitosis.detections import Detections
 from mitosis.errors import ConfigError
 from mitosis.files import dump_json
@@ -251,3 +251,11 @@ def test_grades_and_the_true_count_come_only_when_asked_for():
     assert report_of(Detections.empty(), blank, rules=["net"], calibration=cases).grades == ()
     with pytest.raises(ConfigError, match="--rule nett"):
         report_of(detections, tissue_of(), rules=["nett"])
+
+
+@pytest.mark.parametrize(
+    ("mm2", "text"),
+    [(0, "0.00"), (0.00441, "0.0044"), (0.0999, "0.1"), (0.1, "0.10"), (2.366, "2.37"), (141, "141.00")],
+)
+def test_an_area_is_told_with_two_digits_at_least(mm2, text):
+    assert area_text(mm2) == text

@@ -188,13 +188,16 @@ def _outcome(result: "SlideResult") -> str:
 def _sentence(report: "CountReport") -> str:
     if report.hotspot is None:
         return f"{report.slide}: no tissue found, nothing counted."
+    from mitosis.counting import area_text
+
     hotspot = report.hotspot
     low, high = hotspot.interval
-    damaged = f", {report.excluded_mm2:.2f} mm² unreadable" if report.status == "degraded" else ""
+    damaged = f", {area_text(report.excluded_mm2)} mm² unreadable" if report.status == "degraded" else ""
     true = f"; true count {report.true_count.low} to {report.true_count.high} with 95 %" if report.true_count else ""
+    where = " in the region of interest" if report.region_sha256 else ""
     grades = "".join(f" {grade}. [{grade.rule.citation}]" for grade in report.grades)
     return (
-        f"{report.slide}: {hotspot.mitotic_count} mitotic figures in the hotspot of {hotspot.area_mm2:.2f} mm² "
+        f"{report.slide}: {hotspot.mitotic_count} mitotic figures in the hotspot of {area_text(hotspot.area_mm2)} mm² "
         f"(95 % interval {low:.0f} to {high:.0f}{true}); "
-        f"{report.mitotic_count} in {report.tissue_mm2:.2f} mm² of tissue{damaged}.{grades}"
+        f"{report.mitotic_count} in {area_text(report.tissue_mm2)} mm² of tissue{where}{damaged}.{grades}"
     )
