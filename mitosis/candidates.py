@@ -43,6 +43,7 @@ from mitosis.runtime import versions
 from mitosis.slides import Slide, open_slide
 from mitosis.splits import TRAIN, VAL, check_leakage
 from mitosis.stain import measure_stain
+from mitosis.tissue import find_tissue
 
 __all__ = ["collect_candidates", "label_candidates", "split_slides"]
 
@@ -218,7 +219,9 @@ class _Cutter:
                 kept = (np.arange(len(found)) < settings.max_per_slide) | (labels == FIGURE)
                 found, labels = found[kept], labels[kept]
             xy = np.concatenate([found.xy, figures[missed]])
-            stain = measure_stain(slide, counted.tissue, card.mpp) if card.network.normalise_stain else None
+            stain = None
+            if card.network.normalise_stain:  # by all of the slide, as in a count
+                stain = measure_stain(slide, find_tissue(slide) if region else counted.tissue, card.mpp)
             crops = read_crops(slide, xy, settings.mpp, crop_side(settings.crop), stain)
             keep = np.flatnonzero(_readable(slide, xy))
         save_crops(self.out, source.slide_id, crops[keep])

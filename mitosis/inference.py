@@ -119,14 +119,13 @@ def start_slide(
         None runs the second stage here, once the first is done.
     """
     check_tile_size(model, config)
-    tissue = find_tissue(slide)
-    if region is not None:
-        tissue = region.tissue_in(tissue)
+    everywhere = find_tissue(slide)
+    tissue = region.tissue_in(everywhere) if region else everywhere
     tiles = tiles_on(tissue, model, config)
     if not model.card.network.normalise_stain:
         stain = None
     elif stain is None:
-        stain = measure_stain(slide, tissue, model.card.mpp)
+        stain = measure_stain(slide, everywhere, model.card.mpp)  # however the region was drawn
     pieces = (find or find_in_tiles)(slide, tiles, model, _first_stage(model, config), stain)
     return StartedSlide(slide, tissue, tiles, stain, pieces, judge or judge_candidates, region)
 

@@ -59,10 +59,14 @@ class PatchCutter:
     workers: int = 1
 
     @cached_property
+    def all_tissue(self) -> TissueMask:
+        """Tissue of the slide, also outside a region of interest: stain is that of the slide, however one was drawn."""
+        return find_tissue(self.slide)
+
+    @cached_property
     def tissue(self) -> TissueMask:
         """Tissue of the slide, or of its region of interest."""
-        tissue = find_tissue(self.slide)
-        return self.region.tissue_in(tissue) if self.region else tissue
+        return self.region.tissue_in(self.all_tissue) if self.region else self.all_tissue
 
     @cached_property
     def region(self) -> Region | None:
@@ -122,7 +126,7 @@ class PatchCutter:
         for part in ("images", "masks"):
             make_folder(self.out / part / self.source.slide_id)
         write_points(make_folder(self.out / "marks") / f"{self.source.slide_id}.csv", self.marks)
-        write = partial(self._write, str(measure_stain(self.slide, self.tissue, self.config.mpp)))
+        write = partial(self._write, str(measure_stain(self.slide, self.all_tissue, self.config.mpp)))
         pieces = (piece for piece in self._looked_at(places) if piece)
         return tuple(in_threads(write, pieces, _WRITERS, ahead=2 * _WRITERS))
 

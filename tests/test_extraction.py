@@ -406,6 +406,18 @@ def test_outside_a_region_of_interest_nothing_is_cut_and_masks_ignore(slides_fol
         assert not (mask[:, :column] == IGNORE).all()
 
 
+def test_the_stain_of_a_slide_does_not_depend_on_its_region(slides_folder, tmp_path, monkeypatch):
+    areas = []
+    monkeypatch.setattr("mitosis.patch_cutter.measure_stain", lambda _, tissue, __: areas.append(tissue.area_mm2))
+    (tmp_path / "half.geojson").write_text(
+        json.dumps({"type": "Polygon", "coordinates": [[[0, 0], [150, 0], [150, SIDE], [0, SIDE], [0, 0]]]})
+    )
+    source = SlideSource(slides_folder / "A01.png", "A01", "A", "", MPP, slides_folder)
+    for name, region in (("whole", None), ("part", tmp_path / "half.geojson")):
+        list(extract_patches([replace(source, region=region)], tmp_path / name, EXTRACT))
+    assert areas[0] == areas[1]
+
+
 def test_a_region_that_changed_cuts_a_slide_anew(slides_folder, tmp_path):
     region = tmp_path / "roi.geojson"
     source = SlideSource(slides_folder / "A01.png", "A01", "A", "", MPP, slides_folder, region)

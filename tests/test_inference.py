@@ -16,6 +16,7 @@ from conftest import (
     random_places,
     save_tiff,
 )
+from shapely.geometry import box
 
 from mitosis.checkpoints import ModelCard, VerifierCard, load_model
 from mitosis.config import CountConfig, NetworkConfig, VerifierConfig
@@ -27,6 +28,7 @@ from mitosis.errors import ConfigError, ModelError, SlideError
 from mitosis.geometry import Box
 from mitosis.inference import Model, count_slide, start_slide
 from mitosis.looks import combine_scores
+from mitosis.regions import Region
 from mitosis.score_calibration import UNCALIBRATED, ScoreCalibration
 from mitosis.slides import BadTile, open_slide
 from mitosis.stain import StainLevels, measure_stain
@@ -129,6 +131,18 @@ def test_nor_does_a_network_that_sees_every_slide_at_the_usual_stain(busy_slide,
     assert_same(small, big)
     with pytest.raises(AssertionError):
         assert_same(small, whole)
+
+
+def test_scores_in_a_region_are_those_of_the_whole_slide(busy_slide):
+    """Stain levels are those of the slide: how a region is drawn moves no score."""
+    card = CARD.model_copy(update={"network": CARD.network.model_copy(update={"normalise_stain": True})})
+    model, width = Model.of(busy_network(), card), busy_slide.dimensions[0]
+    region = Region((box(0, 0, width / 3, busy_slide.dimensions[1]),))
+    whole = count_slide(busy_slide, "s", model, config()).candidates
+    part = count_slide(busy_slide, "s", model, config(), region=region).candidates
+    inner = [found[found.xy[:, 0] < width / 3 - 20] for found in (whole, part)]
+    assert 3 < len(inner[0]) < len(whole)
+    assert_same(inner[1], inner[0])
 
 
 def test_the_stain_of_a_part_may_be_that_of_its_slide(busy_slide):
