@@ -409,12 +409,13 @@ def test_outside_a_region_of_interest_nothing_is_cut_and_masks_ignore(slides_fol
 def test_the_stain_of_a_slide_does_not_depend_on_its_region(slides_folder, tmp_path, monkeypatch):
     areas = []
     monkeypatch.setattr("mitosis.patch_cutter.measure_stain", lambda _, tissue, __: areas.append(tissue.area_mm2))
-    (tmp_path / "half.geojson").write_text(
-        json.dumps({"type": "Polygon", "coordinates": [[[0, 0], [150, 0], [150, SIDE], [0, SIDE], [0, 0]]]})
-    )
+    ring = [[0, 0], [150, 0], [150, SIDE], [0, SIDE], [0, 0]]
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    (tmp_path / "half.geojson").write_text(json.dumps(feature))
     source = SlideSource(slides_folder / "A01.png", "A01", "A", "", MPP, slides_folder)
     for name, region in (("whole", None), ("part", tmp_path / "half.geojson")):
-        list(extract_patches([replace(source, region=region)], tmp_path / name, EXTRACT))
+        (record,) = extract_patches([replace(source, region=region)], tmp_path / name, EXTRACT)
+        assert not record.error
     assert areas[0] == areas[1]
 
 
