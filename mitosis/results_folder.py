@@ -97,7 +97,7 @@ def _counts_in(out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             content = json.loads(path.read_text(encoding="utf-8"))
             name = path.parent.name
             is_own = isinstance(content, dict) and content.get("slide", name) == name
-            if is_own and all((path.parent / name).is_file() for name in _FILES):
+            if is_own and all((path.parent / file).is_file() for file in _FILES):
                 yield name, {"slide": name, **content}
 
 

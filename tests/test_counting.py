@@ -259,3 +259,10 @@ def test_grades_and_the_true_count_come_only_when_asked_for():
 )
 def test_an_area_is_told_with_two_digits_at_least(mm2, text):
     assert area_text(mm2) == text
+
+
+@pytest.mark.parametrize("shape", ["rectangle", "disc"])
+def test_a_hotspot_all_of_tissue_has_the_area_asked_for_to_the_last_digit(shape):
+    everywhere = TissueMask(np.ones((94, 125), dtype=bool), 16.0, 0.25, (8000, 6016))
+    for x in (3000.0, 3333.3, 4100.7):
+        assert find_hotspot([(x, 3000.0)], everywhere, 0.2, shape=shape).area_mm2 == 0.2

@@ -14,6 +14,7 @@ from mitosis.annotations.geojson import read as read_geojson
 from mitosis.counting import mitotic_count
 from mitosis.detections import Detections
 from mitosis.geometry import Box
+from mitosis.overlay import _whole_slide
 from mitosis.report import DETECTION_COLUMNS, SUMMARY_COLUMNS, write_report, write_summary
 from mitosis.slides import BadTile, open_slide
 from mitosis.tissue import find_tissue
@@ -153,3 +154,9 @@ def test_summary_has_a_line_a_slide_by_name(tmp_path):
     from_json = json.loads((tmp_path / "out" / "count.json").read_text())
     write_summary(tmp_path / "again.csv", [from_json, rows[1]])
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "summary.csv").read_bytes()
+
+
+def test_the_picture_says_whether_all_of_the_slide_was_counted(tmp_path):
+    _, report = report_on(tmp_path)
+    part = dataclasses.replace(report, region_sha256="ab")
+    assert [_whole_slide(one).split(":")[0] for one in (report, part)] == ["whole slide", "region of interest"]

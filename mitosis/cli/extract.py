@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, MarksManifest, Mpp, Set, Workers
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, MarksManifest, Mpp, Set, Slides, Workers
 from mitosis.cli.sources import named_slides
 
 if TYPE_CHECKING:
@@ -15,9 +15,7 @@ __all__ = ["extract"]
 
 
 def extract(
-    slides: Annotated[
-        list[Path] | None, typer.Argument(help="Slide files, or folders that hold them.", show_default=False)
-    ] = None,
+    slides: Slides = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the patches.", show_default=False)] = ...,  # type: ignore[assignment]  # typer: required
     annotations: Annotated[
         Path | None,

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["CasePattern", "ConfigFile", "Domain", "MarksManifest", "ModelName", "Mpp", "Set", "Workers"]
+__all__ = [
+    "CasePattern",
+    "ConfigFile",
+    "Domain",
+    "Marks",
+    "MarksManifest",
+    "ModelName",
+    "Mpp",
+    "Set",
+    "Slides",
+    "Workers",
+]
 
 Mpp = Annotated[
     float | None,
@@ -18,6 +29,10 @@ CasePattern = Annotated[
         help="Regular expression that finds the case in a slide's name, e.g. '^A\\d\\d'. Default: a slide is a case.",
     ),
 ]
+Slides = Annotated[
+    list[Path] | None, typer.Argument(help="Slide files, or folders that hold them.", show_default=False)
+]
+Marks = Annotated[Path | None, typer.Option("--annotations", help="File or folder of marks.", show_default=False)]
 MarksManifest = Annotated[
     Path | None,
     typer.Option(

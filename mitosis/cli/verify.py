@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mitosis.cli.options import CasePattern, ConfigFile, Domain, MarksManifest, ModelName, Mpp, Set
+from mitosis.cli.options import CasePattern, ConfigFile, Domain, Marks, MarksManifest, ModelName, Mpp, Set, Slides
 from mitosis.cli.sources import marked_slides
 
 if TYPE_CHECKING:
@@ -20,12 +20,8 @@ __all__ = ["verify"]
 def verify(
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", help="Folder for the model of both stages.", show_default=False)],
-    slides: Annotated[
-        list[Path] | None, typer.Argument(help="Slide files, or folders that hold them.", show_default=False)
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option("--annotations", help="File or folder of marks.", show_default=False)
-    ] = None,
+    slides: Slides = None,
+    annotations: Marks = None,
     manifest: MarksManifest = None,
     mpp: Mpp = None,
     case_pattern: CasePattern = None,
